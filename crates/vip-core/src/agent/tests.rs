@@ -1,0 +1,5 @@
+use super::*;
+
+mod lifecycle;
+mod properties;
+mod world;

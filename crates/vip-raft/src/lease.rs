@@ -1,0 +1,321 @@
+//! The lease gate in the running process: one mutex, the thread that renews the kernel's deadline, and who is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use vip_core::gate::{HeldVote, LeaseGate, NotArmed, Shut, VoteRequest};
+use vip_core::{BootInstant, Leadership, NodeId};
+
+use crate::store::VoteWitness;
+use crate::types;
+
+/// Reads `CLOCK_BOOTTIME`. Passed in, so that whoever simulates the node brings the time.
+pub type Clock = fn() -> BootInstant;
+
+/// Where the lease's deadline takes effect: the kernel.
+pub trait LeaseSink: Send + Sync {
+    /// Lets the leader's lease run until `deadline`. Called with the gate locked: must not block, must not call back.
+    ///
+    /// # Errors
+    /// What the kernel said; the lease then runs out at its old deadline.
+    fn arm(&self, deadline: BootInstant) -> io::Result<()>;
+
+    /// Ends the leader's lease now. Called with the gate locked.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn disarm(&self) -> io::Result<()>;
+
+    /// The deadline was moved, or could not be. Called from the renewing thread with the gate unlocked.
+    fn renewed(&self, leadership: Leadership, result: Result<BootInstant, io::Error>);
+}
+
+/// What a peer was last heard of as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerState {
+    /// When it last answered anything.
+    pub answered_at: Option<BootInstant>,
+    /// Whether it said that it could carry every VIP.
+    pub eligible: bool,
+    /// Why it was refused, or refused this node, the last time, if so.
+    pub refusal: Option<String>,
+}
+
+struct Inner {
+    gate: LeaseGate,
+    voters: Vec<BTreeSet<NodeId>>,
+    peers: BTreeMap<NodeId, PeerState>,
+    /// When this node last gave its vote to another; it then leaves the field to that one for a while.
+    voted_at: Option<BootInstant>,
+    /// The newest deadline in the kernel.
+    deadline: Option<(Leadership, BootInstant)>,
+}
+
+/// The gate with its mutex. Shared by the votes' handlers, the peers' network, the store and the renewing thread.
+pub struct Lease {
+    inner: Mutex<Inner>,
+    clock: Clock,
+    sink: Arc<dyn LeaseSink>,
+    renew: SyncSender<()>,
+    /// Ticks whenever the answer to "does this node lead, and may it assign" can have changed.
+    changed: watch::Sender<()>,
+    eligible: AtomicBool,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease").field("gate", &self.lock().gate).finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    /// Wraps `gate`; the second value drives [`Self::run_renewals`].
+    pub(crate) fn new(gate: LeaseGate, clock: Clock, sink: Arc<dyn LeaseSink>) -> (Arc<Self>, Receiver<()>) {
+        // Depth 1: a renewal that waits takes in everything that came before it runs.
+        let (renew, wanted) = sync_channel(1);
+        let inner = Inner { gate, voters: Vec::new(), peers: BTreeMap::new(), voted_at: None, deadline: None };
+        let (changed, _) = watch::channel(());
+        let eligible = AtomicBool::new(true);
+        (Arc::new(Self { inner: Mutex::new(inner), clock, sink, renew, changed, eligible }), wanted)
+    }
+
+    /// The body of the thread that renews the deadline; it does nothing else. Ends when the lease is dropped.
+    pub(crate) fn run_renewals(lease: &std::sync::Weak<Self>, wanted: &Receiver<()>) {
+        while wanted.recv().is_ok() {
+            let Some(lease) = lease.upgrade() else { return };
+            lease.renew_once();
+        }
+    }
+
+    fn renew_once(&self) {
+        let armed = {
+            let mut inner = self.lock();
+            let now = (self.clock)();
+            let Inner { gate, voters, .. } = &mut *inner;
+            match gate.arm(voters, now) {
+                // Written before the gate is unlocked: a computed deadline is in the kernel, or void.
+                Ok((leadership, deadline)) => {
+                    let result = self.sink.arm(deadline).map(|()| deadline);
+                    if result.is_ok() {
+                        inner.deadline = Some((leadership, deadline));
+                    }
+                    Some((leadership, result))
+                }
+                Err(_) => None,
+            }
+        };
+        if let Some((leadership, result)) = armed {
+            self.sink.renewed(leadership, result);
+        }
+    }
+
+    /// The time on this node's clock.
+    pub(crate) fn now(&self) -> BootInstant {
+        (self.clock)()
+    }
+
+    /// From here on the lease of `leadership` may be armed: nothing of an older one is held.
+    pub fn enable(&self, leadership: Leadership) {
+        self.lock().gate.enable(leadership);
+        self.want_renewal();
+    }
+
+    /// Gives the current leadership up: no deadline is armed in it ever again, and the one in the kernel is zeroed (R6).
+    ///
+    /// # Errors
+    /// What the kernel said when the deadline was to be zeroed; then the lease runs on to its deadline, and elections
+    /// wait for that.
+    pub fn resign(&self) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.gate.resign();
+        self.sink.disarm()?;
+        inner.gate.released();
+        inner.deadline = None;
+        drop(inner);
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// The newest deadline in the kernel and whose it is.
+    #[must_use]
+    pub fn deadline(&self) -> Option<(Leadership, BootInstant)> {
+        self.lock().deadline
+    }
+
+    /// Whether this node could carry every VIP; told to the peers, and weighed in elections.
+    pub fn set_eligible(&self, eligible: bool) {
+        self.eligible.store(eligible, Ordering::Relaxed);
+    }
+
+    /// What [`Self::set_eligible`] said last.
+    #[must_use]
+    pub fn eligible(&self) -> bool {
+        self.eligible.load(Ordering::Relaxed)
+    }
+
+    /// The peers as they were last heard of.
+    #[must_use]
+    pub fn peers(&self) -> BTreeMap<NodeId, PeerState> {
+        self.lock().peers.clone()
+    }
+
+    // ---- for the handlers and drivers of this crate ----
+
+    pub(crate) fn set_voters(&self, voters: Vec<BTreeSet<NodeId>>) {
+        self.lock().voters = voters;
+    }
+
+    pub(crate) fn voters(&self) -> Vec<BTreeSet<NodeId>> {
+        self.lock().voters.clone()
+    }
+
+    pub(crate) fn append_acknowledged(&self, leader: Leadership) {
+        let mut inner = self.lock();
+        let now = (self.clock)();
+        inner.gate.append_acknowledged(leader, now);
+    }
+
+    pub(crate) fn check_vote(&self, request: VoteRequest) -> Result<(), Shut> {
+        self.lock().gate.check_vote(request, (self.clock)())
+    }
+
+    /// Lets a vote through and keeps anything from being armed until the guard is dropped.
+    pub(crate) fn begin_vote(&self, request: VoteRequest) -> Result<VoteInFlight<'_>, Shut> {
+        self.lock().gate.begin_vote(request, (self.clock)())?;
+        Ok(VoteInFlight { lease: self })
+    }
+
+    pub(crate) fn accept_transfer(&self, from: Leadership) -> Result<(), Shut> {
+        self.lock().gate.accept_transfer(from, (self.clock)())
+    }
+
+    /// A peer answered an append of `leadership` that was sent at `sent_at`.
+    pub(crate) fn append_answered(&self, leadership: Leadership, peer: NodeId, sent_at: BootInstant) {
+        if self.lock().gate.append_answered(leadership, peer, sent_at) {
+            self.want_renewal();
+        }
+    }
+
+    pub(crate) fn peer_answered(&self, peer: NodeId, eligible: bool) {
+        let now = (self.clock)();
+        let mut inner = self.lock();
+        let state = inner.peers.entry(peer).or_default();
+        state.answered_at = Some(now);
+        state.eligible = eligible;
+        state.refusal = None;
+    }
+
+    /// Returns whether this is another refusal than the last one, and so worth a line in the log.
+    pub(crate) fn peer_refused(&self, peer: NodeId, why: &str) -> bool {
+        let mut inner = self.lock();
+        let state = inner.peers.entry(peer).or_default();
+        let news = state.refusal.as_deref() != Some(why);
+        state.refusal = Some(why.to_owned());
+        news
+    }
+
+    pub(crate) fn entry_applied(&self, by: Leadership) {
+        self.lock().gate.entry_applied(by);
+        self.changed.send_replace(());
+        self.want_renewal();
+    }
+
+    pub(crate) fn check_reign(&self) -> Result<Leadership, NotArmed> {
+        self.lock().gate.check_reign((self.clock)())
+    }
+
+    pub(crate) fn leading(&self) -> Option<Leadership> {
+        self.lock().gate.leading()
+    }
+
+    pub(crate) fn check_campaign(&self) -> Result<(), Shut> {
+        self.lock().gate.check_campaign((self.clock)())
+    }
+
+    pub(crate) fn campaign_from(&self) -> (BootInstant, Option<BootInstant>) {
+        let inner = self.lock();
+        (inner.gate.campaign_from(), inner.voted_at)
+    }
+
+    pub(crate) fn changed(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The other voters that are able to carry the VIPs and answered within the last lease.
+    pub(crate) fn successors(&self) -> Vec<NodeId> {
+        let now = (self.clock)();
+        let inner = self.lock();
+        let lease = inner.gate.timing().lease;
+        let voters: BTreeSet<_> = inner.voters.iter().flatten().copied().collect();
+        inner
+            .peers
+            .iter()
+            .filter(|(peer, state)| {
+                voters.contains(peer)
+                    && state.eligible
+                    && state.answered_at.is_some_and(|at| now.saturating_duration_since(at) < lease)
+            })
+            .map(|(peer, _)| *peer)
+            .collect()
+    }
+
+    fn want_renewal(&self) {
+        // Full means that a renewal is about to run anyway.
+        let _ = self.renew.try_send(());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here can leave the gate half changed when it panics.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, nothing is armed.
+pub(crate) struct VoteInFlight<'a> {
+    lease: &'a Lease,
+}
+
+impl Drop for VoteInFlight<'_> {
+    fn drop(&mut self) {
+        self.lease.lock().gate.end_vote();
+        self.lease.want_renewal();
+    }
+}
+
+/// A vote as the gate knows it.
+pub(crate) fn held_vote(vote: &types::Vote) -> HeldVote {
+    HeldVote { leadership: types::leadership_of(vote), committed: vote.committed }
+}
+
+/// Stands between the store, which is opened first, and the lease, which needs the store's vote to be made.
+#[derive(Debug, Default)]
+pub struct LateWitness(std::sync::OnceLock<Arc<Lease>>);
+
+impl LateWitness {
+    pub(crate) fn set(&self, lease: Arc<Lease>) {
+        let _ = self.0.set(lease);
+    }
+}
+
+impl VoteWitness for LateWitness {
+    fn vote_changing(&self, vote: &types::Vote) {
+        let Some(lease) = self.0.get() else { return };
+        let vote = held_vote(vote);
+        let mut inner = lease.lock();
+        inner.gate.vote_changing(vote);
+        if !vote.committed {
+            inner.voted_at = Some((lease.clock)());
+        }
+    }
+
+    fn vote_saved(&self, vote: &types::Vote) {
+        let Some(lease) = self.0.get() else { return };
+        lease.lock().gate.vote_saved(held_vote(vote));
+        lease.changed.send_replace(());
+        lease.want_renewal();
+    }
+}

@@ -1,0 +1,171 @@
+//! Answers the peers. The lease gate stands before openraft in every handler.
+
+use std::sync::Arc;
+
+use tokio::sync::RwLock;
+use tonic::{Request, Response, Status};
+use vip_core::NodeId;
+use vip_core::gate;
+
+use crate::convert::{from_json, proto, required, to_json, vote_response};
+use crate::node::Core;
+use crate::peer::Envelope;
+use crate::types::{self, leadership_of};
+use proto::raft_service_server::RaftService;
+
+/// The service that a node offers to its peers.
+pub(crate) struct PeerServer {
+    core: Arc<Core>,
+    /// Appends share it, a vote has it alone: between the moment the gate lets a vote through and the moment openraft
+    /// has answered it, no append is acknowledged, so neither can overtake the other.
+    order: Arc<RwLock<()>>,
+}
+
+impl PeerServer {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, order: Arc::default() }
+    }
+
+    /// Lets the sender in, or refuses it, logged once per reason.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn admit<M: Envelope>(&self, message: &M) -> Result<NodeId, Status> {
+        let cluster = Arc::clone(&self.core.applied.borrow().cluster);
+        self.core.identity.admit(message.sender(), &cluster).inspect_err(|status| {
+            let peer = NodeId(message.sender().map_or(0, |sender| sender.node));
+            if self.core.lease.peer_refused(peer, status.message()) {
+                tracing::warn!(%peer, reason = status.message(), "refused a peer");
+            }
+        })
+    }
+
+    fn sign<M: Envelope>(&self, mut message: M) -> Response<M> {
+        message.sign(self.core.identity.to_wire(self.core.lease.eligible()));
+        Response::new(message)
+    }
+}
+
+/// openraft is shutting down, or its storage failed.
+fn fatal(error: &dyn std::error::Error) -> Status {
+    Status::unavailable(format!("this node's Raft has stopped: {error}"))
+}
+
+fn shut(why: gate::Shut) -> Status {
+    Status::aborted(why.to_string())
+}
+
+fn gate_request(rpc: &types::VoteRequest) -> gate::VoteRequest {
+    gate::VoteRequest { leadership: leadership_of(&rpc.vote), by_transfer: rpc.leadership_transfer }
+}
+
+#[tonic::async_trait]
+impl RaftService for PeerServer {
+    async fn append_entries(
+        &self,
+        request: Request<proto::AppendEntriesRequest>,
+    ) -> Result<Response<proto::AppendEntriesResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let rpc = types::AppendEntriesRequest::try_from(rpc)?;
+        let leader = leadership_of(&rpc.vote);
+        let order = self.order.read().await;
+        let response = self.core.raft()?.append_entries(rpc).await.map_err(|error| fatal(&error))?;
+        if !matches!(response, types::AppendEntriesResponse::HigherVote(_)) {
+            // Before the answer goes out, so that the promise is at least as long as what the leader takes it for.
+            self.core.lease.append_acknowledged(leader);
+        }
+        drop(order);
+        Ok(self.sign(proto::AppendEntriesResponse { sender: None, result: Some(response.into()) }))
+    }
+
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let rpc = types::VoteRequest::try_from(rpc)?;
+        let (core, order) = (Arc::clone(&self.core), Arc::clone(&self.order));
+        // In a task of its own: a caller who hangs up ends this handler, but not the vote that openraft may grant yet.
+        let handling = tokio::spawn(async move {
+            let _order = order.write_owned().await;
+            let _in_flight = core.lease.begin_vote(gate_request(&rpc)).map_err(shut)?;
+            core.raft()?.vote(rpc).await.map_err(|error| fatal(&error))
+        });
+        let response = handling.await.map_err(|error| fatal(&error))??;
+        Ok(self.sign(vote_response(&response)))
+    }
+
+    async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let rpc = types::VoteRequest::try_from(rpc)?;
+        self.core.lease.check_vote(gate_request(&rpc)).map_err(shut)?;
+        let response = self.core.raft()?.pre_vote(rpc).await.map_err(|error| fatal(&error))?;
+        Ok(self.sign(vote_response(&response)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferLeaderRequest>,
+    ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        if NodeId(rpc.to_node) != self.core.identity.node {
+            // openraft would end the lease that this voter has granted.
+            return Err(Status::invalid_argument("a transfer to another node is none of this one's business"));
+        }
+        let from: types::Vote = required(rpc.from_leader, "from_leader")?.into();
+        let answer = |refusal: String| Ok(self.sign(proto::TransferLeaderResponse { sender: None, refusal }));
+        if !self.core.lease.eligible() {
+            return answer("this node cannot carry the VIPs now".to_owned());
+        }
+        self.core.lease.accept_transfer(leadership_of(&from)).map_err(shut)?;
+        let transfer = types::TransferLeaderRequest::new(from, rpc.to_node, rpc.last_log_id.map(Into::into));
+        match self.core.raft()?.handle_transfer_leader(transfer).await.map_err(|error| fatal(&error))? {
+            Ok(()) => answer(String::new()),
+            Err(refusal) => answer(refusal.to_string()),
+        }
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<proto::InstallSnapshotRequest>,
+    ) -> Result<Response<proto::InstallSnapshotResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let vote: types::Vote = required(rpc.vote, "vote")?.into();
+        let snapshot = types::Snapshot { meta: from_json(&rpc.meta, "a snapshot's meta")?, snapshot: rpc.data };
+        let _order = self.order.read().await;
+        let response = self.core.raft()?.install_full_snapshot(vote, snapshot).await.map_err(|error| fatal(&error))?;
+        // A snapshot renews openraft's lease, so it counts here too; it does not count for the leader's.
+        if leadership_of(&response.vote) == leadership_of(&vote) {
+            self.core.lease.append_acknowledged(leadership_of(&vote));
+        }
+        Ok(self.sign(proto::InstallSnapshotResponse { sender: None, vote: Some((&response.vote).into()) }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<proto::ProposeRequest>,
+    ) -> Result<Response<proto::ProposeResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let command = from_json(&rpc.command, "a command")?;
+        let outcome = self.core.propose_here(command).await.map_err(|error| error.to_status())?;
+        Ok(self.sign(proto::ProposeResponse { sender: None, outcome: to_json(&outcome) }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<proto::ReadIndexRequest>,
+    ) -> Result<Response<proto::ReadIndexResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let index = self.core.read_index_here(rpc.by_lease).await.map_err(|error| error.to_status())?;
+        Ok(self.sign(proto::ReadIndexResponse { sender: None, index }))
+    }
+
+    async fn hello(&self, request: Request<proto::HelloRequest>) -> Result<Response<proto::HelloResponse>, Status> {
+        let rpc = request.into_inner();
+        self.admit(&rpc)?;
+        let initialized = self.core.raft()?.is_initialized().await.map_err(|error| fatal(&error))?;
+        Ok(self.sign(proto::HelloResponse { sender: None, initialized, initial_cluster: self.core.initial_cluster() }))
+    }
+}
