@@ -175,10 +175,20 @@ enum Phase {
     /// To be added in the same step, unless something speaks against it by now.
     Opened,
     /// `lost`: the address went away again meanwhile, so that the answer to come says nothing.
-    Adding { lost: bool },
-    Active { since: BootInstant, announced: usize, next: BootInstant },
-    Shutting { fenced: bool },
-    Removing { fenced: bool },
+    Adding {
+        lost: bool,
+    },
+    Active {
+        since: BootInstant,
+        announced: usize,
+        next: BootInstant,
+    },
+    Shutting {
+        fenced: bool,
+    },
+    Removing {
+        fenced: bool,
+    },
 }
 
 impl Phase {
@@ -478,9 +488,7 @@ impl Agent {
     }
 
     fn wants_to_step_aside(&self) -> bool {
-        self.reign.is_some_and(|reign| reign.ready && reign.successor)
-            && !self.resigning()
-            && !self.can_carry_all()
+        self.reign.is_some_and(|reign| reign.ready && reign.successor) && !self.resigning() && !self.can_carry_all()
     }
 
     fn drop_what_must_go(&mut self, now: BootInstant) {
@@ -535,8 +543,7 @@ impl Agent {
         });
         let other_reign = self.reign.is_some_and(|reign| reign.leadership != life.by);
         let link_down = vip.is_some_and(|vip| !self.link_up(&vip.spec));
-        let must =
-            !still_mine || other_reign || link_down || !self.fence_ok || self.shutdown || self.resigning();
+        let must = !still_mine || other_reign || link_down || !self.fence_ok || self.shutdown || self.resigning();
         must.then_some(false)
     }
 
@@ -619,9 +626,10 @@ impl Agent {
             .collect();
         open.retain(|(holding, _)| {
             leaving.get(&holding.address).is_none_or(|name| **name == holding.vip)
-                && self.lives.get(&holding.vip).is_none_or(|life| {
-                    !life.leftover || life.holding.address == holding.address
-                })
+                && self
+                    .lives
+                    .get(&holding.vip)
+                    .is_none_or(|life| !life.leftover || life.holding.address == holding.address)
         });
         if open.is_empty() {
             return;

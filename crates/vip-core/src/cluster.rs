@@ -62,6 +62,8 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
+    /// Declares the VIPs that the cluster begins with. Counts once in a cluster's life, whoever says it first.
+    Form(Vec<VipSpec>),
     /// Makes known which store a node id belongs to, so that a wiped disk is noticed.
     RegisterNode {
         /// The node.
@@ -165,6 +167,9 @@ pub struct Cluster {
     pub revision: u64,
     /// The VIPs by name.
     pub vips: BTreeMap<VipName, VipRecord>,
+    /// Whether the first VIPs were declared, even if there were none; later ones come one by one.
+    #[serde(default)]
+    pub formed: bool,
     /// The store that each node id belongs to.
     pub instances: BTreeMap<NodeId, String>,
     /// Which VIP an address belongs to; made from `vips`, never stored.
@@ -183,6 +188,7 @@ impl Cluster {
     /// Applies the command of the log entry `index` that `appended_by` appended.
     pub fn apply(&mut self, index: u64, appended_by: Leadership, command: Command) -> Outcome {
         let result = match command {
+            Command::Form(specs) => self.form(index, specs),
             Command::RegisterNode { node, instance } => self.register(node, instance),
             Command::DeclareVip(spec) => self.declare(index, spec),
             Command::DeleteVip(name) => Ok(self.delete(&name)),
@@ -208,6 +214,22 @@ impl Cluster {
     #[must_use]
     pub fn vip_of(&self, address: IpAddr) -> Option<&VipRecord> {
         self.addresses.get(&address).and_then(|name| self.vips.get(name))
+    }
+
+    /// All or none: half a configuration would look like all of it.
+    fn form(&mut self, index: u64, specs: Vec<VipSpec>) -> Result<bool, Refusal> {
+        if self.formed {
+            return Ok(false);
+        }
+        let before = self.clone();
+        for spec in specs {
+            if let Err(refusal) = self.declare(index, spec) {
+                *self = before;
+                return Err(refusal);
+            }
+        }
+        self.formed = true;
+        Ok(true)
     }
 
     fn register(&mut self, node: NodeId, instance: String) -> Result<bool, Refusal> {

@@ -39,6 +39,7 @@ impl From<Command> for Request {
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
+            Command::Form(specs) => write!(f, "form the cluster with {} VIPs", specs.len()),
             Command::RegisterNode { node, instance } => write!(f, "register node {node} with store {instance}"),
             Command::DeclareVip(spec) => write!(f, "declare {}", spec.name),
             Command::DeleteVip(name) => write!(f, "delete {name}"),

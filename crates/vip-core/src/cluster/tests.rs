@@ -89,3 +89,14 @@ fn the_state_survives_serialization() {
     assert_eq!(back, cluster);
     assert!(back.vip_of("10.0.0.1".parse().unwrap()).is_some());
 }
+
+#[test]
+fn a_cluster_is_formed_once_and_whole() {
+    let mut cluster = Cluster::default();
+    let clash = vec![spec("a", "10.0.0.1"), spec("b", "10.0.0.1")];
+    assert!(matches!(cluster.apply(1, LEADER, Command::Form(clash)), Outcome::Refused(Refusal::AddressTaken { .. })));
+    assert_eq!(cluster, Cluster::default());
+    assert_eq!(cluster.apply(2, LEADER, Command::Form(vec![spec("a", "10.0.0.1")])), Outcome::Changed { revision: 2 });
+    assert_eq!(cluster.apply(3, LEADER, Command::Form(vec![spec("b", "10.0.0.2")])), Outcome::Unchanged { revision: 2 });
+    assert_eq!(cluster.vips.len(), 1);
+}

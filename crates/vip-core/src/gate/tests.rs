@@ -1,5 +1,8 @@
 use super::*;
 
+mod election;
+mod properties;
+
 const MS: u64 = 1_000_000;
 const ME: NodeId = NodeId(1);
 

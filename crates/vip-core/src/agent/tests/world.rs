@@ -64,8 +64,9 @@ pub(super) struct Kernel {
     /// The fence is still open because shutting failed, or the address still there because removing failed.
     stuck_open: BTreeSet<IpAddr>,
     pub(super) leftover: BTreeSet<IpAddr>,
-    /// The address is gone, or was not added, and the agent does not know yet.
-    untold: BTreeSet<IpAddr>,
+    /// The address is gone, or was not added, without having been removed: the agent may not know, or not have known
+    /// when it decided.
+    astray: BTreeSet<IpAddr>,
     shut_epochs: BTreeSet<(VipName, Epoch)>,
 }
 
@@ -96,6 +97,8 @@ pub(super) struct World {
     pub(super) answers: VecDeque<Answer>,
     pub(super) proposals: VecDeque<(Leadership, Vec<Claim>)>,
     proposed_in: Option<Leadership>,
+    /// Addresses that the agent knows to be gone, and has not asked to add again.
+    told_gone: BTreeSet<IpAddr>,
     log: Vec<String>,
 }
 
@@ -128,6 +131,7 @@ impl World {
             answers: VecDeque::new(),
             proposals: VecDeque::new(),
             proposed_in: None,
+            told_gone: BTreeSet::new(),
             log: Vec::new(),
         };
         world.link("eth0", true);
@@ -236,13 +240,13 @@ impl World {
         let lost = self.kernel.present.remove(&address).is_some();
         if lost {
             self.kernel.leftover.remove(&address);
-            self.kernel.untold.insert(address);
+            self.kernel.astray.insert(address);
         }
         lost
     }
 
     pub(super) fn tell_lost(&mut self, address: IpAddr) {
-        self.kernel.untold.remove(&address);
+        self.told_gone.insert(address);
         self.input(Input::AddressLost(address));
     }
 
@@ -293,12 +297,6 @@ impl World {
     /// Delivers the answer number `n` of those outstanding.
     pub(super) fn answer(&mut self, n: usize) -> bool {
         let Some((step, results)) = self.answers.remove(n) else { return false };
-        if step == Step::Add {
-            for (vip, ..) in results.iter().filter(|(.., result)| result.is_err()) {
-                let address = self.told.vips.get(vip).map(|vip| vip.spec.address);
-                self.kernel.untold.retain(|untold| Some(*untold) != address);
-            }
-        }
         self.input(Input::Done(step, results));
         true
     }
@@ -376,13 +374,24 @@ impl World {
     // ---- the rules ----
 
     /// What must be true of an action when it is decided, by what the agent has been told until then.
-    fn check_decision(&self, action: &Action) {
+    fn check_decision(&mut self, action: &Action) {
+        match action {
+            Action::Add(holdings) => holdings.iter().for_each(|holding| {
+                self.told_gone.remove(&holding.address);
+            }),
+            Action::Announce(holdings) | Action::Refresh(holdings) => {
+                let gone = holdings.iter().find(|holding| self.told_gone.contains(&holding.address));
+                assert_eq!(gone, None, "{action:?}: the agent knows that it is gone");
+            }
+            _ => {}
+        }
         match action {
             Action::Open(holdings) | Action::Add(holdings) | Action::Announce(holdings) => {
                 let lease = self.told_lease.filter(|(_, deadline)| self.now < *deadline);
                 let (by, _) = lease.unwrap_or_else(|| panic!("{action:?} without a running lease"));
                 assert!(self.fence_ok, "{action:?} without a fence");
                 assert!(!self.shutdown, "{action:?} while ending");
+                assert!(!self.given_up(by), "{action:?} in a leadership that was given up");
                 assert!(self.reign.is_none_or(|reign| reign.leadership == by), "{action:?} in another reign");
                 for holding in holdings {
                     let vip = self.told.vips.get(&holding.vip).unwrap_or_else(|| panic!("{holding:?} is no VIP"));
@@ -398,7 +407,7 @@ impl World {
                     "{action:?} in reign {:?}",
                     self.reign
                 );
-                assert_ne!(self.proposed_in, Some(*by), "two proposals at a time");
+                assert_ne!(self.proposed_in.replace(*by), Some(*by), "two proposals at a time");
                 assert!(!claims.is_empty());
                 for claim in claims {
                     let vip = self.told.vips.get(&claim.vip).unwrap_or_else(|| panic!("{claim:?}: no such VIP"));
@@ -419,11 +428,13 @@ impl World {
             | Action::Finished => {}
         }
         if let Action::Propose(..) | Action::Transfer = action {
-            let resigned = self.reign.is_some_and(|reign| {
-                self.resigned.contains(&reign.leadership) || self.to_do.contains(&Action::Resign(reign.leadership))
-            });
+            let resigned = self.reign.is_some_and(|reign| self.given_up(reign.leadership));
             assert_eq!(resigned, *action == Action::Transfer, "{action:?}");
         }
+    }
+
+    fn given_up(&self, leadership: Leadership) -> bool {
+        self.resigned.contains(&leadership) || self.to_do.contains(&Action::Resign(leadership))
     }
 
     /// Does an action; what must be true of the kernel by then is checked first.
@@ -465,10 +476,7 @@ impl World {
                 assert!(self.shutdown && !self.finished, "{text}");
                 self.finished = true;
             }
-            Action::Propose(by, claims) => {
-                self.proposed_in = Some(by);
-                self.proposals.push_back((by, claims));
-            }
+            Action::Propose(by, claims) => self.proposals.push_back((by, claims)),
             Action::Announce(holdings) => {
                 for holding in &holdings {
                     self.assert_served(holding, &text);
@@ -524,11 +532,11 @@ impl World {
         assert!(self.kernel.known.contains(&holding.address), "add {holding:?}: not known");
         if fails || self.kernel.foreign.contains(&holding.address) {
             if !self.kernel.present.contains_key(&holding.address) {
-                self.kernel.untold.insert(holding.address);
+                self.kernel.astray.insert(holding.address);
             }
             return Err("the address is there already, and not ours".to_owned());
         }
-        self.kernel.untold.remove(&holding.address);
+        self.kernel.astray.remove(&holding.address);
         self.kernel.leftover.remove(&holding.address);
         self.kernel.present.insert(holding.address, holding.clone());
         Ok(())
@@ -548,7 +556,7 @@ impl World {
     }
 
     fn remove(&mut self, holding: &Holding, fails: bool) -> Result<(), String> {
-        let Kernel { open, stuck_open, leftover, present, untold, shut_epochs, .. } = &mut self.kernel;
+        let Kernel { open, stuck_open, leftover, present, astray, shut_epochs, .. } = &mut self.kernel;
         let shut = stuck_open.contains(&holding.address) || !open.contains_key(&holding.address);
         assert!(shut, "remove {holding:?}: the fence is open");
         assert!(shut_epochs.contains(&(holding.vip.clone(), holding.epoch)), "remove {holding:?}: never shut");
@@ -558,7 +566,7 @@ impl World {
         }
         present.remove(&holding.address);
         leftover.remove(&holding.address);
-        untold.remove(&holding.address);
+        astray.remove(&holding.address);
         Ok(())
     }
 
@@ -567,7 +575,7 @@ impl World {
         let own = (holding.vip.clone(), holding.epoch);
         assert_eq!(self.kernel.open.get(&holding.address), Some(&own), "{text}: not opened");
         let there = self.kernel.present.get(&holding.address) == Some(holding);
-        assert!(there || self.kernel.untold.contains(&holding.address), "{text}: {holding:?} is not there");
+        assert!(there || self.kernel.astray.contains(&holding.address), "{text}: {holding:?} is not there");
     }
 
     fn assert_nothing_held(&self, text: &str) {

@@ -1,0 +1,365 @@
+//! The fence against real frames: what the peer hears decides.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // tests: a panic is the verdict, and skipping is loud
+
+mod common;
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{SILENCE, Wire, World, between_two_hosts, filters_of, ip, run, wire};
+use vip_net::announce::{Announced, Announcer};
+use vip_net::clock::boot_now;
+use vip_net::fence::{Fence, FenceError, Gate, LeaseSlot};
+use vip_net::link::ethernet_interfaces;
+
+const VIP4: &str = "10.9.0.7";
+const VIP6: &str = "2001:db8::7";
+const OTHER4: &str = "10.9.0.1";
+const OTHER6: &str = "fd00:9::1";
+
+fn vips() -> [IpAddr; 2] {
+    [VIP4.parse().unwrap(), VIP6.parse().unwrap()]
+}
+
+/// The addresses, put there by another door.
+fn add_vips() {
+    ip(&format!("addr add {VIP4}/32 dev vip0"));
+    ip(&format!("addr add {VIP6}/128 dev vip0 nodad preferred_lft 0"));
+}
+
+fn fenced(world: &World) -> Fence {
+    let fence = Fence::open(&world.pin_root).unwrap();
+    fence.know(&vips()).unwrap();
+    fence.attach(world.index).unwrap();
+    fence
+}
+
+fn far() -> vip_core::BootInstant {
+    boot_now() + Duration::from_secs(60)
+}
+
+#[test]
+fn a_known_address_is_silent_until_its_lease_runs_and_again_when_it_ends() {
+    between_two_hosts(|world| {
+        add_vips();
+        world.assert_answers(VIP4);
+        world.assert_answers(VIP6);
+
+        let fence = fenced(world);
+        world.assert_silent(VIP4);
+        world.assert_silent(VIP6);
+        // Others are none of its business.
+        world.assert_answers(OTHER4);
+        world.assert_answers(OTHER6);
+
+        // Held without a lease, or with a lease and not held, or under the other lease: still silent.
+        fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+        world.assert_silent(VIP4);
+        fence.arm(LeaseSlot::NODE, far()).unwrap();
+        world.assert_silent(VIP4);
+        fence.arm(LeaseSlot::LEADER, far()).unwrap();
+        world.assert_answers(VIP4);
+        world.assert_answers(VIP6);
+        fence.shut(&vips()[..1]).unwrap();
+        world.assert_silent(VIP4);
+        world.assert_answers(VIP6);
+
+        fence.disarm(LeaseSlot::LEADER).unwrap();
+        world.assert_silent(VIP6);
+        fence.hold(&vips(), LeaseSlot::NODE).unwrap();
+        world.assert_answers(VIP4);
+        fence.shut_all().unwrap();
+        world.assert_silent(VIP4);
+        world.assert_silent(VIP6);
+        assert_eq!(fence.known().unwrap().len(), 2);
+        fence.forget(&vips()).unwrap();
+        world.assert_answers(VIP4);
+        world.assert_answers(VIP6);
+    });
+}
+
+#[test]
+fn announcements_of_an_address_that_is_shut_stay_in() {
+    between_two_hosts(|world| {
+        let fence = fenced(world);
+        let interface = ethernet_interfaces().unwrap().into_iter().find(|i| i.index == world.index).unwrap();
+        let mut announcer = Announcer::open(&interface).unwrap();
+        let of_vips = |frame: &[u8]| {
+            wire::is_arp_of(frame, VIP4.parse().unwrap()) || wire::is_advertisement_of(frame, VIP6.parse().unwrap())
+        };
+
+        assert_eq!(announcer.announce(&vips()).unwrap(), Announced { sent: 0, stopped: 3 });
+        assert_eq!(world.wire.hear(of_vips, SILENCE).len(), 0);
+        let counted = fence.counters(vips()[0]).unwrap().unwrap();
+        assert_eq!((counted.dropped, counted.passed), (2, 0));
+
+        fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+        fence.arm(LeaseSlot::LEADER, far()).unwrap();
+        assert_eq!(announcer.announce(&vips()).unwrap(), Announced { sent: 3, stopped: 0 });
+        let heard = world.wire.hear(of_vips, SILENCE);
+        assert_eq!(heard.len(), 3, "{heard:x?}");
+        assert_eq!(heard[0][..6], [0xff; 6]);
+        assert_eq!((heard[0][21], heard[1][21]), (1, 2), "a request and a reply");
+        assert_eq!(heard[0][38..42], [10, 9, 0, 7], "the target is the address itself");
+        assert_eq!(heard[2][..6], [0x33, 0x33, 0, 0, 0, 1]);
+        assert_eq!(heard[2][58], 0x20, "override alone");
+        // The counts outlive the change from shut to held.
+        let counted = fence.counters(vips()[0]).unwrap().unwrap();
+        assert_eq!((counted.dropped, counted.passed), (2, 2));
+        assert!(counted.last_pass.as_nanos() > 0);
+
+        ip("link set vip0 address 02:00:00:00:00:01");
+        ip("link set vip0 down");
+        announcer.announce(&vips()).unwrap_err();
+    });
+}
+
+#[test]
+fn frames_with_tags_and_with_lies_in_the_socket_are_judged_by_what_they_carry() {
+    between_two_hosts(|world| {
+        let fence = fenced(world);
+        let mut host = Wire::open("vip0");
+        let arp = wire::arp_from_host(2, VIP4.parse().unwrap());
+        let tags = [vec![], vec![[0x81, 0x00]], vec![[0x81, 0x00], [0x88, 0xa8]]];
+        for tags in &tags {
+            let frame = tags.iter().fold(arp.clone(), |frame, tag| wire::tagged(&frame, *tag));
+            // pnet's socket says that the frame is of the type "all".
+            let error = host.send(&frame).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(nix::libc::ENOBUFS), "{tags:x?} should be stopped");
+        }
+        fence.hold(&vips(), LeaseSlot::NODE).unwrap();
+        fence.arm(LeaseSlot::NODE, far()).unwrap();
+        for tags in &tags {
+            let frame = tags.iter().fold(arp.clone(), |frame, tag| wire::tagged(&frame, *tag));
+            host.send(&frame).unwrap();
+        }
+        assert_eq!(fence.counters(vips()[0]).unwrap().unwrap().passed, 3);
+        // What is in a tagged frame is judged on its way in, too.
+        fence.shut_all().unwrap();
+        let before = fence.counters(vips()[0]).unwrap().unwrap().dropped;
+        world.wire.send(&wire::tagged(&wire::echo4(VIP4.parse().unwrap()), [0x81, 0x00])).unwrap();
+        common::wait_for(|| fence.counters(vips()[0]).unwrap().unwrap().dropped > before);
+    });
+}
+
+#[test]
+fn a_lease_ends_at_its_deadline_with_nobody_touching_anything_and_can_be_renewed() {
+    between_two_hosts(|world| {
+        add_vips();
+        let fence = fenced(world);
+        fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+        for _ in 0..3 {
+            let deadline = boot_now() + Duration::from_millis(400);
+            fence.arm(LeaseSlot::LEADER, deadline).unwrap();
+            world.assert_answers(VIP4);
+            thread::sleep(deadline.saturating_duration_since(boot_now()));
+            world.assert_silent(VIP4);
+            world.assert_silent(VIP6);
+            let last = fence.counters(vips()[0]).unwrap().unwrap().last_pass;
+            assert!(last < deadline, "passed at {last}, deadline {deadline}");
+        }
+        // Too late is harmless: the deadline is absolute.
+        fence.arm(LeaseSlot::LEADER, boot_now()).unwrap();
+        world.assert_silent(VIP4);
+    });
+}
+
+#[test]
+fn the_filter_outlives_the_handle_and_the_next_one_begins_with_everything_shut() {
+    between_two_hosts(|world| {
+        add_vips();
+        let fence = fenced(world);
+        fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+        fence.arm(LeaseSlot::LEADER, far()).unwrap();
+        drop(fence);
+        world.assert_answers(VIP4);
+
+        // Opening alone shuts, before anything is attached anew.
+        let fence = Fence::open(&world.pin_root).unwrap();
+        world.assert_silent(VIP4);
+        assert!(fence.known().unwrap().iter().all(|(_, gate)| *gate == Gate::Shut));
+        assert_eq!(fence.deadline(LeaseSlot::LEADER).unwrap().as_nanos(), 0);
+        // The filter in place is a predecessor's, not this one's.
+        assert!(!fence.attached(world.index).unwrap());
+        fence.attach(world.index).unwrap();
+        assert!(fence.attached(world.index).unwrap());
+        world.assert_silent(VIP4);
+        // And it follows these maps.
+        fence.hold(&vips(), LeaseSlot::NODE).unwrap();
+        fence.arm(LeaseSlot::NODE, far()).unwrap();
+        world.assert_answers(VIP4);
+    });
+}
+
+const CHILD: &str = "VIPD_TEST_CHILD_PIN_ROOT";
+
+/// Not a test: the daemon that the next one kills.
+#[test]
+fn child_that_is_killed_while_it_holds_a_lease() {
+    let Some(root) = std::env::var_os(CHILD) else { return };
+    let fence = Fence::open(root.as_ref()).unwrap();
+    fence.know(&vips()).unwrap();
+    fence.attach(common::index_of("vip0")).unwrap();
+    fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+    fence.arm(LeaseSlot::LEADER, boot_now() + Duration::from_millis(1500)).unwrap();
+    nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_killed_daemon_is_served_until_its_deadline_and_not_longer() {
+    between_two_hosts(|world| {
+        add_vips();
+        // Mounts the filesystem where the child can see it too.
+        drop(Fence::open(&world.pin_root).unwrap());
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_is_killed_while_it_holds_a_lease"])
+            .env(CHILD, &world.pin_root)
+            .status()
+            .unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        world.assert_answers(VIP4);
+        thread::sleep(Duration::from_millis(1500));
+        world.assert_silent(VIP4);
+        world.assert_silent(VIP6);
+        assert_eq!(filters_of("vip0", "egress").len(), 1);
+        // The lock went with the process.
+        Fence::open(&world.pin_root).unwrap();
+    });
+}
+
+#[test]
+fn a_restart_leaves_no_instant_without_a_filter() {
+    between_two_hosts(|world| {
+        drop(fenced(world));
+        let mut host = Wire::open("vip0");
+        let arp = wire::arp_from_host(2, VIP4.parse().unwrap());
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let flood = thread::spawn(move || {
+            let (mut sent, mut leaked) = (0_u64, 0_u64);
+            while stopped.try_recv().is_err() {
+                sent += 1;
+                leaked += u64::from(host.send(&arp).is_ok());
+            }
+            (sent, leaked)
+        });
+        for _ in 0..5 {
+            let fence = Fence::open(&world.pin_root).unwrap();
+            for _ in 0..50 {
+                fence.attach(world.index).unwrap();
+            }
+        }
+        stop.send(()).unwrap();
+        let (sent, leaked) = flood.join().unwrap();
+        assert!(sent > 1000, "only {sent} frames were tried");
+        assert_eq!(leaked, 0, "of {sent} frames");
+        assert_eq!(world.wire.hear(|frame| wire::is_arp_of(frame, VIP4.parse().unwrap()), SILENCE).len(), 0);
+    });
+}
+
+#[test]
+fn attaching_again_replaces_and_leaves_the_filters_of_others_alone() {
+    between_two_hosts(|world| {
+        run("tc", "qdisc add dev vip0 clsact");
+        // Of the same kind, at the same priority, with the handle that others like to take.
+        let mut foreign: Vec<&str> = "filter add dev vip0 egress prio 1 protocol all handle 1 bpf".split(' ').collect();
+        foreign.extend(["bytecode", "1,6 0 0 4294967295", "flowid", "1:1"]);
+        assert!(Command::new("tc").args(foreign).status().unwrap().success());
+        let count_foreign = || filters_of("vip0", "egress").iter().filter(|f| f["options"]["handle"] == "0x1").count();
+        assert_eq!(count_foreign(), 1);
+
+        let fence = fenced(world);
+        fence.attach(world.index).unwrap();
+        world.assert_answers(OTHER4);
+        for direction in ["egress", "ingress"] {
+            let mut filters = filters_of("vip0", direction);
+            filters.retain(|filter| filter["options"]["handle"] == "0x76697064");
+            assert_eq!(filters.len(), 1, "{filters:?}");
+            assert_eq!(filters[0]["pref"], 1);
+            assert_eq!(filters[0]["protocol"], "all");
+        }
+        assert!(fence.attached(world.index).unwrap());
+        drop(fence);
+
+        let removed = Fence::detach_all(&world.pin_root).unwrap();
+        assert_eq!(removed.filters, 2);
+        assert!(!removed.pins.unwrap().exists());
+        assert_eq!(filters_of("vip0", "egress").len() + filters_of("vip0", "ingress").len(), 1);
+        assert_eq!(count_foreign(), 1);
+        assert_eq!(Fence::detach_all(&world.pin_root).unwrap(), Default::default());
+    });
+}
+
+#[test]
+fn a_filter_removed_by_hand_is_missed() {
+    between_two_hosts(|world| {
+        let fence = fenced(world);
+        for removal in ["filter del dev vip0 egress", "filter del dev vip0 ingress", "qdisc del dev vip0 clsact"] {
+            assert!(fence.attached(world.index).unwrap());
+            run("tc", removal);
+            assert!(!fence.attached(world.index).unwrap(), "after tc {removal}");
+            fence.attach(world.index).unwrap();
+        }
+        assert!(!fence.attached(9999).unwrap());
+        // An ingress qdisc would take the egress filter for its own.
+        run("tc", "qdisc del dev vip0 clsact");
+        run("tc", "qdisc add dev vip0 ingress");
+        let error = fence.attach(world.index).unwrap_err().to_string();
+        assert!(error.contains("ingress qdisc"), "{error}");
+        assert!(!fence.attached(world.index).unwrap());
+    });
+}
+
+#[test]
+fn a_second_fence_in_the_same_namespace_is_refused() {
+    between_two_hosts(|world| {
+        let first = Fence::open(&world.pin_root).unwrap();
+        assert!(matches!(Fence::open(&world.pin_root), Err(FenceError::InUse { .. })));
+        assert!(matches!(Fence::detach_all(&world.pin_root), Err(FenceError::InUse { .. })));
+        drop(first);
+        Fence::open(&world.pin_root).unwrap();
+    });
+}
+
+#[test]
+fn know_leaves_a_held_address_open() {
+    between_two_hosts(|world| {
+        let fence = Fence::open(&world.pin_root).unwrap();
+        fence.hold(&vips(), LeaseSlot::NODE).unwrap(); // not known before
+        fence.know(&vips()).unwrap();
+        let mut known = fence.known().unwrap();
+        known.sort_by_key(|(address, _)| *address);
+        assert_eq!(known, vips().map(|vip| (vip, Gate::Held(LeaseSlot::NODE))));
+        fence.forget(&vips()).unwrap();
+        fence.forget(&vips()).unwrap();
+        assert_eq!(fence.counters(vips()[0]).unwrap(), None);
+    });
+}
+
+#[test]
+fn the_cost_of_a_renewal_does_not_depend_on_the_number_of_addresses() {
+    between_two_hosts(|world| {
+        let fence = Fence::open(&world.pin_root).unwrap();
+        let many: Vec<IpAddr> = (0..1000_u32).map(|n| IpAddr::V4((0x0a0a_0000 + n).into())).collect();
+        let timed = |what: &str, action: &dyn Fn()| {
+            let start = Instant::now();
+            action();
+            eprintln!("{what}: {:?}", start.elapsed());
+        };
+        timed("know 1000", &|| fence.know(&many).unwrap());
+        timed("hold 1000", &|| fence.hold(&many, LeaseSlot::LEADER).unwrap());
+        timed("shut 1000", &|| fence.shut(&many).unwrap());
+        let mut costs: Vec<Duration> = (0..10_000)
+            .map(|_| {
+                let start = Instant::now();
+                fence.arm(LeaseSlot::LEADER, far()).unwrap();
+                start.elapsed()
+            })
+            .collect();
+        costs.sort();
+        eprintln!("arm: median {:?}, p99 {:?}, max {:?}", costs[5000], costs[9900], costs[9999]);
+        assert!(costs[5000] < Duration::from_micros(100));
+    });
+}

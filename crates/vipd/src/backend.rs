@@ -1,0 +1,181 @@
+//! The node as the API sees it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use vip_api::{Consistency, NodeRole};
+use vip_core::{BootInstant, Command, HolderState, Outcome};
+use vip_raft::{RaftHandle, RequestError};
+
+use crate::api::{Backend, BackendError, MemberView, NodeView, StateView};
+use crate::config::Config;
+use crate::driver::Statuses;
+
+/// See the module's documentation.
+pub(crate) struct NodeBackend {
+    pub(crate) config: Arc<Config>,
+    pub(crate) config_warnings: Vec<String>,
+    pub(crate) raft: RaftHandle,
+    pub(crate) statuses: watch::Receiver<Statuses>,
+    pub(crate) fence_trouble: watch::Receiver<Option<String>>,
+    pub(crate) state: watch::Receiver<Arc<StateView>>,
+    pub(crate) started: Instant,
+    pub(crate) clock: fn() -> BootInstant,
+}
+
+impl Backend for NodeBackend {
+    async fn propose(&self, command: Command) -> Result<Outcome, BackendError> {
+        self.raft.propose(command).await.map_err(backend_error)
+    }
+
+    async fn read_barrier(&self, consistency: Consistency) -> Result<(), BackendError> {
+        let by_lease = match consistency {
+            Consistency::Local => return Ok(()),
+            Consistency::Lease => true,
+            Consistency::Linearizable => false,
+        };
+        self.raft.read_barrier(by_lease).await.map_err(backend_error)?;
+        // The view is made from the state a moment later than the state is there.
+        let wanted = self.raft.applied().borrow().last_applied.map_or(0, |last| last.index);
+        let mut state = self.state.clone();
+        let reached = state.wait_for(|state| state.applied_index >= wanted).await;
+        reached.map(drop).map_err(|_| BackendError::NotReady)
+    }
+
+    fn state(&self) -> watch::Receiver<Arc<StateView>> {
+        self.state.clone()
+    }
+
+    fn node_view(&self) -> NodeView {
+        let now = (self.clock)();
+        let remaining = self.raft.lease().deadline().map(|(_, deadline)| deadline.saturating_duration_since(now));
+        let trouble = self.fence_trouble.borrow().clone();
+        NodeView {
+            cluster: self.config.cluster.clone(),
+            node: self.config.node,
+            version: crate::VERSION.to_owned(),
+            uptime: self.started.elapsed(),
+            lease_remaining: remaining.filter(|left| !left.is_zero()),
+            holders: Arc::new(self.holders()),
+            fence: vip_api::Fence {
+                kind: "bpf".to_owned(),
+                healthy: trouble.is_none(),
+                state: trouble.clone().unwrap_or_else(|| "in place on every interface".to_owned()),
+            },
+            timing: vip_api::Timing {
+                heartbeat: self.config.heartbeat,
+                lease: self.config.lease.lease,
+                margin: self.config.lease.margin(),
+                clock_drift_ppm: self.config.lease.clock_drift_ppm,
+            },
+            warnings: self.warnings(trouble),
+            members: self.members(now),
+        }
+    }
+}
+
+impl NodeBackend {
+    /// What this node acts on; in standby it has nothing to say.
+    fn holders(&self) -> BTreeMap<vip_core::VipName, vip_api::HolderState> {
+        let statuses = Arc::clone(&self.statuses.borrow());
+        statuses
+            .iter()
+            .filter_map(|(name, status)| {
+                let state = match status.state {
+                    HolderState::Standby => return None,
+                    HolderState::Acquiring => vip_api::HolderState::Acquiring,
+                    HolderState::Active => vip_api::HolderState::Active,
+                    HolderState::Releasing => vip_api::HolderState::Releasing,
+                    HolderState::Fenced => vip_api::HolderState::Fenced,
+                };
+                Some((name.clone(), state))
+            })
+            .collect()
+    }
+
+    fn warnings(&self, fence_trouble: Option<String>) -> Vec<String> {
+        let mut warnings = self.config_warnings.clone();
+        warnings.extend(fence_trouble.map(|why| format!("the fence is not whole: {why}")));
+        let statuses = Arc::clone(&self.statuses.borrow());
+        warnings.extend(
+            statuses.iter().filter_map(|(name, status)| Some(format!("VIP {name}: {}", status.problem.as_ref()?))),
+        );
+        for (peer, state) in self.raft.lease().peers() {
+            warnings.extend(state.refusal.map(|why| format!("node {peer}: {why}")));
+        }
+        if self.state.borrow().leader.is_none() {
+            warnings.push("no leader is known: no VIP is held until a majority of voters is connected".to_owned());
+        }
+        warnings
+    }
+
+    fn members(&self, now: BootInstant) -> Vec<MemberView> {
+        let status = self.raft.status();
+        let leading = status.leader == Some(self.config.node);
+        let lease = self.config.lease.lease;
+        status
+            .members
+            .into_iter()
+            .map(|peer| {
+                let me = peer.id == self.config.node;
+                let age = peer.state.answered_at.map(|at| now.saturating_duration_since(at));
+                MemberView {
+                    id: peer.id,
+                    name: peer.node.name,
+                    peer_address: peer.node.address,
+                    role: if peer.voter { NodeRole::Voter } else { NodeRole::Learner },
+                    reachable: (leading && !me).then(|| age.is_some_and(|age| age < lease)),
+                    last_acknowledged_age: age.filter(|_| leading && !me),
+                }
+            })
+            .collect()
+    }
+}
+
+fn backend_error(error: RequestError) -> BackendError {
+    match error {
+        RequestError::NoLeader(_) => BackendError::NoLeader { leader: None },
+        RequestError::Timeout(_) => BackendError::Timeout,
+        RequestError::Stopped(_) => BackendError::NotReady,
+        RequestError::Forwarding(status) => match status.code() {
+            tonic::Code::DeadlineExceeded => BackendError::Timeout,
+            _ => BackendError::NoLeader { leader: None },
+        },
+    }
+}
+
+/// Keeps the view of the agreed state.
+pub(crate) async fn follow_state(raft: RaftHandle, view: watch::Sender<Arc<StateView>>) {
+    /// Who leads is not told by an event here.
+    const PACE: Duration = Duration::from_millis(50);
+    let mut applied = raft.applied();
+    loop {
+        view.send_if_modified(|known| {
+            let now = state_view(&raft);
+            let same = Arc::ptr_eq(&known.cluster, &now.cluster)
+                && (known.term, known.leader) == (now.term, now.leader)
+                && (known.commit_index, known.applied_index) == (now.commit_index, now.applied_index);
+            *known = Arc::new(now);
+            !same
+        });
+        tokio::select! {
+            changed = applied.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(PACE) => {}
+        }
+    }
+}
+
+/// The agreed state as it is now.
+pub(crate) fn state_view(raft: &RaftHandle) -> StateView {
+    let status = raft.status();
+    let applied = raft.applied().borrow().clone();
+    StateView {
+        cluster: applied.cluster,
+        term: status.term,
+        leader: status.leader,
+        commit_index: status.committed.unwrap_or(0),
+        applied_index: applied.last_applied.map_or(0, |last| last.index),
+    }
+}

@@ -1,0 +1,321 @@
+//! The daemon: starts the parts in the order that safety asks for, waits for a reason to end, and ends in order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::Server;
+use vip_core::{Agent, Command, Input, Outcome};
+use vip_net::address::AddressBook;
+use vip_net::clock::boot_now;
+use vip_net::fence::Fence;
+use vip_net::link::ethernet_interfaces;
+use vip_raft::{ElectionTiming, Formation, NodeConfig, RaftHandle, RaftNode};
+
+use crate::api;
+use crate::backend::{NodeBackend, follow_state, state_view};
+use crate::config::{Config, Loaded};
+use crate::dataplane::{Interfaces, Kernel};
+use crate::driver::{Driver, Statuses, agent_config};
+use crate::host::HostWatch;
+use crate::listen;
+use crate::mailbox::Mailbox;
+use crate::sink::FenceSink;
+
+/// How long giving everything back may take before the process ends all the same: the lease ends what is left.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a proposal or a read of the API may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs until a signal or a failure ends it.
+pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let Loaded { config, warnings } = loaded;
+    let config = Arc::new(config);
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+
+    let host = Host::prepare(&config)?;
+    let (fatal_tx, mut fatal) = mpsc::unbounded_channel();
+    let sink = Arc::new(FenceSink { fence: Arc::clone(&host.fence), mailbox: Arc::clone(&host.mailbox) });
+    let peer_listener = listen::tcp(config.peer_listen, "the peers (peer.listen)").await?;
+    let api_listener = match config.api_listen {
+        Some(address) => Some(listen::tcp(address, "the API (api.listen)").await?),
+        None => None,
+    };
+    let api_socket = listen::unix(&config.api_socket).await?;
+    let raft = start_raft(&config, sink, fatal_tx).await?;
+    let handle = raft.handle();
+
+    let (statuses_tx, statuses) = watch::channel(Statuses::default());
+    let (transferring_tx, mut transferring) = watch::channel(false);
+    let (finished_tx, mut finished) = oneshot::channel();
+    let mailbox = Arc::clone(&host.mailbox);
+    let fence_trouble = host.trouble.clone();
+    Driver {
+        agent: Agent::new(agent_config(&config), boot_now()),
+        dataplane: host.kernel,
+        mailbox: Arc::clone(&mailbox),
+        raft: handle.clone(),
+        runtime: tokio::runtime::Handle::current(),
+        clock: boot_now,
+        statuses: statuses_tx,
+        transferring: transferring_tx,
+        finished: Some(finished_tx),
+    }
+    .spawn()
+    .context("cannot start the agent's thread")?;
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(ends("the watch over this host", host.watch.run()));
+    let peers = raft.service();
+    let incoming = TcpListenerStream::new(peer_listener);
+    tasks.spawn(async move {
+        let served = Server::builder().tcp_nodelay(true).add_service(peers).serve_with_incoming(incoming).await;
+        anyhow!("the peers' listener ended: {served:?}")
+    });
+    tasks.spawn(ends("feeding the agent", feed_agent(handle.clone(), Arc::clone(&mailbox), raft.reign())));
+    tasks.spawn(ends("forming", declare_initial_vips(handle.clone(), raft.reign(), Arc::clone(&config))));
+    let (state_tx, state) = watch::channel(Arc::new(state_view(&handle)));
+    tasks.spawn(ends("following the state", follow_state(handle.clone(), state_tx)));
+    let backend = NodeBackend {
+        config: Arc::clone(&config),
+        config_warnings: warnings,
+        raft: handle.clone(),
+        statuses,
+        fence_trouble,
+        state,
+        started,
+        clock: boot_now,
+    };
+    serve_api(&mut tasks, backend, api_listener, api_socket)?;
+    tasks.spawn(ends("the watchdog", watchdog(Arc::clone(&mailbox))));
+
+    tracing::info!(version = crate::VERSION, node = %config.node, cluster = %config.cluster, "running");
+    notify(sd_notify::NotifyState::Ready);
+    let mut formation = raft.formation();
+    let reason: anyhow::Result<&str> = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+        error = fatal.recv() => Err(anyhow!("the store failed: {}", error.unwrap_or_default())),
+        why = refused(&mut formation) => Err(anyhow!("this node must not join: {why}")),
+        ended = tasks.join_next() => Err(ended_error(ended)),
+        _ = &mut finished => Err(anyhow!("the agent ended by itself")),
+    };
+    match &reason {
+        Ok(signal) => tracing::info!(signal, "ending: giving the VIPs back"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "ending: giving the VIPs back"),
+    }
+    notify(sd_notify::NotifyState::Stopping);
+    handle.end();
+    mailbox.other(Input::Shutdown);
+    if tokio::time::timeout(RELEASE_PATIENCE, &mut finished).await.is_err() {
+        tracing::error!("not all was given back in time; the lease and the addresses' lifetime end it");
+    }
+    // Leadership moves while this node can still answer for its log.
+    let _ = tokio::time::timeout(RELEASE_PATIENCE, transferring.wait_for(|transferring| !transferring)).await;
+    tasks.shutdown().await;
+    drop(handle);
+    raft.shutdown().await;
+    let _ = std::fs::remove_file(&config.api_socket);
+    tracing::info!("ended");
+    reason.map(drop)
+}
+
+/// What there is of this host once it is safe to join: the fence in place and shut, nothing of an earlier run left.
+struct Host {
+    fence: Arc<Fence>,
+    kernel: Kernel,
+    watch: HostWatch,
+    mailbox: Arc<Mailbox>,
+    trouble: watch::Receiver<Option<String>>,
+}
+
+impl Host {
+    /// R7: every deadline zeroed and the fence shut for every VIP that it knows, then the filters, then the sweep.
+    fn prepare(config: &Config) -> anyhow::Result<Self> {
+        let fence = Arc::new(Fence::open(&config.pin_root).context("the fence cannot be put in place")?);
+        let mailbox = Arc::new(Mailbox::default());
+        let interfaces = Arc::new(Interfaces::default());
+        let (trouble_tx, trouble) = watch::channel(None);
+        let mut watch = HostWatch::new(Arc::clone(&fence), Arc::clone(&interfaces), Arc::clone(&mailbox), trouble_tx);
+        watch.look().context("the interfaces cannot be listed")?;
+        if let Some(why) = trouble.borrow().as_ref() {
+            bail!("the fence cannot be put on every interface: {why}");
+        }
+        let book = AddressBook::new()?;
+        let swept = book.sweep().context("addresses of an earlier run cannot be removed")?;
+        if !swept.is_empty() {
+            tracing::info!(count = swept.len(), first = %swept[0].address, "removed addresses of an earlier run");
+        }
+        let kernel = Kernel::new(Arc::clone(&fence), book, interfaces, config.address_lifetime);
+        Ok(Self { fence, kernel, watch, mailbox, trouble })
+    }
+}
+
+async fn start_raft(
+    config: &Config,
+    sink: Arc<FenceSink>,
+    fatal: mpsc::UnboundedSender<String>,
+) -> anyhow::Result<RaftNode> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make the data directory {}", config.data_dir.display()))?;
+    let node_config = NodeConfig {
+        cluster: config.cluster.clone(),
+        me: config.node,
+        heartbeat: config.heartbeat,
+        lease: config.lease,
+        election: ElectionTiming::for_lease(config.lease.lease),
+        initial_members: config.initial_members.clone(),
+        request_timeout: REQUEST_TIMEOUT,
+    };
+    let on_fatal = Arc::new(move |error: std::io::Error| {
+        let _ = fatal.send(error.to_string());
+    });
+    let raft = RaftNode::start(&config.data_dir, node_config, boot_now, sink, on_fatal).await?;
+    let forming = *raft.formation().borrow() != Formation::Formed;
+    if forming {
+        // Only then: later the VIPs are the cluster's affair, and an interface may come after the daemon.
+        check_interfaces(config)?;
+    }
+    Ok(raft)
+}
+
+/// The interfaces that the first VIPs name must be there.
+pub(crate) fn check_interfaces(config: &Config) -> anyhow::Result<()> {
+    let found = ethernet_interfaces().context("cannot list the interfaces")?;
+    let names: Vec<_> = found.iter().map(|interface| interface.name.as_str()).collect();
+    for vip in &config.initial_vips {
+        let selector = vip.interface.as_str();
+        let name = config.interface_map.get(selector).map_or(selector, String::as_str);
+        if !names.contains(&name) {
+            bail!(
+                "initial_vip {}: this host has no Ethernet interface {name}; it has {}; correct the VIP's interface or map it under [interfaces]",
+                vip.name,
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Names the task when it ends, which none of them should.
+async fn ends(what: &'static str, task: impl Future<Output = ()>) -> anyhow::Error {
+    task.await;
+    anyhow!("{what} ended")
+}
+
+fn ended_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        None => anyhow!("nothing is left to do"),
+        Some(Ok(error)) => error,
+        Some(Err(panic)) => anyhow!("a task failed: {panic}"),
+    }
+}
+
+async fn refused(formation: &mut watch::Receiver<Formation>) -> String {
+    loop {
+        if let Formation::Refused(why) = &*formation.borrow_and_update() {
+            return why.clone();
+        }
+        if formation.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Tells the agent what is agreed and whether this node leads.
+async fn feed_agent(raft: RaftHandle, mailbox: Arc<Mailbox>, mut reign: watch::Receiver<Option<vip_core::Reign>>) {
+    let mut applied = raft.applied();
+    mailbox.state(Arc::clone(&applied.borrow_and_update().cluster));
+    loop {
+        tokio::select! {
+            changed = applied.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                mailbox.state(Arc::clone(&applied.borrow_and_update().cluster));
+            }
+            changed = reign.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // With the state that goes with it: what the leader decides rests on its own entries being applied.
+                mailbox.state(Arc::clone(&applied.borrow_and_update().cluster));
+                mailbox.reign(*reign.borrow_and_update());
+            }
+        }
+    }
+}
+
+/// As the first leader of a new cluster: declares the VIPs that it begins with.
+async fn declare_initial_vips(
+    raft: RaftHandle,
+    mut reign: watch::Receiver<Option<vip_core::Reign>>,
+    config: Arc<Config>,
+) {
+    const RETRY: Duration = Duration::from_millis(200);
+    loop {
+        if raft.applied().borrow().cluster.formed {
+            break;
+        }
+        if reign.borrow_and_update().is_some_and(|reign| reign.ready) {
+            match raft.propose_here(Command::Form(config.initial_vips.clone())).await {
+                Ok(Outcome::Refused(refusal)) => {
+                    tracing::error!(%refusal, "the first VIPs were refused; declare them with vipctl");
+                    break;
+                }
+                Ok(_) => {
+                    tracing::info!(vips = config.initial_vips.len(), "the cluster is formed");
+                    break;
+                }
+                Err(error) => tracing::warn!(%error, "the first VIPs are not declared yet"),
+            }
+        }
+        let _ = tokio::time::timeout(RETRY, reign.changed()).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+fn serve_api(
+    tasks: &mut JoinSet<anyhow::Error>,
+    backend: NodeBackend,
+    tcp: Option<tokio::net::TcpListener>,
+    unix: tokio::net::UnixListener,
+) -> anyhow::Result<()> {
+    let routes = api::router(Arc::new(backend), api::Limits::default())?;
+    if let Some(tcp) = tcp {
+        let server = Server::builder().tcp_nodelay(true).add_routes(routes.clone());
+        tasks.spawn(async move {
+            anyhow!("the API's listener ended: {:?}", server.serve_with_incoming(TcpListenerStream::new(tcp)).await)
+        });
+    }
+    tasks.spawn(async move {
+        let server = Server::builder().add_routes(routes);
+        anyhow!("the API's socket ended: {:?}", server.serve_with_incoming(UnixListenerStream::new(unix)).await)
+    });
+    Ok(())
+}
+
+/// Tells systemd's watchdog that the agent lives, but only while it does.
+async fn watchdog(mailbox: Arc<Mailbox>) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut interval = tokio::time::interval(period / 3);
+    loop {
+        interval.tick().await;
+        if mailbox.ping() {
+            notify(sd_notify::NotifyState::Watchdog);
+        }
+    }
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,137 @@
+//! vipd: keeps virtual IP addresses on a cluster of hosts, and never on two at once.
+//!
+//! This is where the parts are joined: [`vip_core`] decides, [`vip_raft`] agrees, [`vip_net`] acts, [`api`] speaks.
+
+mod api;
+mod backend;
+mod config;
+mod daemon;
+mod dataplane;
+mod driver;
+mod host;
+mod listen;
+mod mailbox;
+mod process;
+mod sink;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, LogFormat};
+
+/// The version, as `--version` and the API tell it.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Debug, Parser)]
+#[command(name = "vipd", version = VERSION, about = "Keeps virtual IP addresses on a cluster, never on two hosts at once.")]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Exit codes: 0 ended as asked, 1 failed or the configuration is wrong, 2 wrong usage.\n\
+    Signals: SIGTERM and SIGINT give the VIPs back, hand leadership over, and end the daemon.")]
+struct Args {
+    /// The configuration file; the daemon runs in the foreground.
+    #[arg(long, value_name = "FILE", default_value = "/etc/vipd/vipd.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Task>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Checks a configuration and says all that is wrong with it.
+    Check {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/vipd/vipd.toml")]
+        config: PathBuf,
+    },
+    /// Takes everything of vipd off this host after the daemon has ended: addresses, filters, pinned maps.
+    Cleanup {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/vipd/vipd.toml")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.command {
+        None => run(&args.config),
+        Some(Task::Check { config }) => check(&config),
+        Some(Task::Cleanup { config }) => cleanup(&config),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The log may not be there yet, or not any more.
+            let _ = writeln!(std::io::stderr(), "vipd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(path: &Path) -> anyhow::Result<()> {
+    let loaded = config::load(path)?;
+    init_log(&loaded.config)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(warning, "configuration");
+    }
+    // Before any thread is started: they inherit it.
+    if let Err(warning) = process::realtime(loaded.config.realtime_priority) {
+        tracing::warn!(warning, "running at ordinary priority");
+    }
+    if loaded.config.lock_memory
+        && let Err(warning) = process::lock_memory()
+    {
+        tracing::warn!(warning, "running with memory that can be swapped");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("vipd-worker")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(daemon::run(loaded));
+    // A task that does not end must not keep the process, which holds nothing any more.
+    runtime.shutdown_background();
+    result
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let loaded = config::load(path)?;
+    let mut stdout = std::io::stdout().lock();
+    for warning in &loaded.warnings {
+        writeln!(stdout, "warning: {warning}")?;
+    }
+    daemon::check_interfaces(&loaded.config)?;
+    writeln!(stdout, "{}: ok", path.display())?;
+    Ok(())
+}
+
+fn cleanup(path: &Path) -> anyhow::Result<()> {
+    let config = config::load(path)?.config;
+    let swept = vip_net::address::AddressBook::new()?.sweep()?;
+    let removed = vip_net::fence::Fence::detach_all(&config.pin_root)?;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "removed {} addresses and {} filters", swept.len(), removed.filters)?;
+    Ok(())
+}
+
+fn init_log(config: &Config) -> anyhow::Result<()> {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::prelude::*;
+    let mut filter: Targets = config.log_level.parse().context("log.level")?;
+    if !config.log_level.contains("openraft") {
+        // It tells every step of every election at `info`; what matters of that is told by vipd.
+        filter = filter.with_target("openraft", LevelFilter::WARN);
+    }
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry();
+    match config.log_format {
+        LogFormat::Text => registry.with(layer.with_ansi(false).with_filter(filter)).init(),
+        LogFormat::Json => registry.with(layer.json().with_filter(filter)).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! What the process asks of the system before it starts its threads: a place ahead of others, and memory that stays.
+
+use rustix::mm::{MlockAllFlags, mlockall};
+use thread_priority::unix::{
+    RealtimeThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
+use thread_priority::{ThreadPriority, ThreadPriorityValue};
+
+/// Puts this thread, and with it every thread that it starts, under `SCHED_FIFO` with `priority`. 0 leaves it.
+///
+/// Help, never the guarantee: a node that is starved all the same loses its VIPs, and no more.
+pub(crate) fn realtime(priority: u8) -> Result<(), String> {
+    if priority == 0 {
+        return Ok(());
+    }
+    let value = ThreadPriorityValue::try_from(priority)
+        .map_err(|why| format!("real-time priority {priority} is none: {why}"))?;
+    set_thread_priority_and_policy(
+        thread_native_id(),
+        ThreadPriority::Crossplatform(value),
+        ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo),
+    )
+    .map_err(|error| {
+        format!("real-time priority {priority} was refused ({error}); give CAP_SYS_NICE or set process.realtime_priority = 0")
+    })
+}
+
+/// Keeps every page that is used once in memory, so that no lease waits for a disk.
+pub(crate) fn lock_memory() -> Result<(), String> {
+    // On fault only: the unused parts of the threads' stacks need not be there.
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(|error| {
+        format!("locking memory was refused ({error}); give CAP_IPC_LOCK or set process.lock_memory = false")
+    })
+}
