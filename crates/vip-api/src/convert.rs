@@ -90,8 +90,7 @@ pub fn duration(field: &'static str, value: prost_types::Duration) -> Result<Dur
 /// For the wire; what does not fit is cut to the largest duration.
 #[must_use]
 pub fn proto_duration(value: Duration) -> prost_types::Duration {
-    prost_types::Duration::try_from(value)
-        .unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 999_999_999 })
+    prost_types::Duration::try_from(value).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 999_999_999 })
 }
 
 #[cfg(test)]

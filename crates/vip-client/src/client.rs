@@ -14,7 +14,7 @@ use vip_api::{Consistency, Header, Vip, convert, v1};
 use vip_core::{VipName, VipSpec};
 
 use crate::endpoint::Endpoint;
-use crate::error::{Error, Verdict, explain, judge};
+use crate::error::{Error, Verdict, explain, judge, timed_out};
 use crate::pool::{Order, Pool};
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
@@ -172,7 +172,7 @@ impl Client {
         R: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let deadline = Instant::now() + self.options.timeout;
-        let mut last = "no attempt was made".to_owned();
+        let mut last = None;
         for round in 0.. {
             let mut asked = Vec::new();
             let mut candidates = VecDeque::from(self.pool().candidates(order));
@@ -188,20 +188,28 @@ impl Client {
                 // A node that hangs must leave time for the others.
                 let share = if candidates.is_empty() { left } else { self.share(candidates.len()).min(left) };
                 let result = tokio::time::timeout(share, call(candidate.channel, share)).await;
-                let status = match result {
+                let (status, text) = match result {
                     Ok(Ok(response)) => {
                         let answer = response.into_inner();
                         self.pool().answered(candidate.index, answer.header());
                         return Ok((answer, candidate.index));
                     }
-                    Ok(Err(status)) => status,
-                    Err(_) => Status::deadline_exceeded(format!("no answer in {:.1} s", share.as_secs_f64())),
+                    Ok(Err(status)) if !timed_out(&status) => {
+                        let text = explain(&status);
+                        (status, Some(text))
+                    }
+                    Ok(Err(_)) | Err(_) => {
+                        // The last moments before the deadline say nothing about the node.
+                        let tells = share >= ATTEMPT_SHORTEST || last.is_none();
+                        let text = tells.then(|| format!("no answer in {:.1} s", share.as_secs_f64()));
+                        (Status::deadline_exceeded(""), text)
+                    }
                 };
                 if let Verdict::Final(error) = judge(&status, &candidate.name) {
                     return Err(error);
                 }
-                last = format!("{}: {}", candidate.name, explain(&status));
-                tracing::debug!(endpoint = candidate.name, error = explain(&status), "attempt failed");
+                tracing::debug!(endpoint = candidate.name, code = ?status.code(), error = text, "attempt failed");
+                last = text.map(|text| format!("{}: {text}", candidate.name)).or(last);
                 let mut pool = self.pool();
                 if let Some(leader) = pool.failed(candidate.index, Some(&status)) {
                     candidates.push_front(pool.candidate(leader));
@@ -214,6 +222,7 @@ impl Client {
             }
             tokio::time::sleep(pause).await;
         }
+        let last = last.unwrap_or_else(|| "no attempt was made".to_owned());
         Err(Error::Unavailable { timeout: self.options.timeout, last })
     }
 

@@ -105,3 +105,9 @@ pub(crate) fn explain(status: &Status) -> String {
     }
     text
 }
+
+/// Whether time ran out on this side.
+pub(crate) fn timed_out(status: &Status) -> bool {
+    let first = error::Error::source(status);
+    std::iter::successors(first, |error| error.source()).any(|error| error.is::<tonic::TimeoutExpired>())
+}

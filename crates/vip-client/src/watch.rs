@@ -38,6 +38,7 @@ impl Default for WatchOptions {
 
 /// What a watch yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // nearly all are events; a box would cost an allocation for each
 pub enum Update {
     /// Something happened, or is so.
     Event {

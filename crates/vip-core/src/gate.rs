@@ -63,8 +63,8 @@ pub struct HeldVote {
 pub struct VoteRequest {
     /// The leadership that it stands for.
     pub leadership: Leadership,
-    /// Whether the leader itself asked it to stand.
-    pub by_transfer: bool,
+    /// The leader that asked it to stand, if one did.
+    pub by_transfer_of: Option<Leadership>,
 }
 
 /// Why the gate stays shut, and until when.
@@ -168,8 +168,8 @@ pub struct LeaseGate {
     resigned: Option<Leadership>,
     /// A transfer that this node accepted: from whom. Its next candidacy, and only that one, is exempt from R4's wait.
     transfer_from: Option<Leadership>,
-    /// The candidacy that a transfer started.
-    candidacy_by_transfer: Option<Leadership>,
+    /// The candidacy that a transfer started, and who asked for it.
+    candidacy_by_transfer: Option<(Leadership, Leadership)>,
 }
 
 impl LeaseGate {
@@ -211,15 +211,17 @@ impl LeaseGate {
 
     // ---- as a voter ----
 
-    /// This node acknowledges an append of `leader`. To be called before the answer goes out.
-    pub fn append_acknowledged(&mut self, leader: Leadership, now: BootInstant) {
-        if leader.node == self.me {
-            return;
+    /// This node is about to acknowledge an append of `leader`. To be called before the answer goes out.
+    ///
+    /// Returns whether it may: where the vote has moved on since openraft took the append, the leader must not count
+    /// this node, whose promise would come too late.
+    #[must_use]
+    pub fn append_acknowledged(&mut self, leader: Leadership, now: BootInstant) -> bool {
+        if leader.node == self.me || self.vote.leadership > leader {
+            return false;
         }
-        match self.acknowledged {
-            Some((known, at)) if known > leader => self.acknowledged = Some((known, at.max(now))),
-            _ => self.acknowledged = Some((leader, now)),
-        }
+        self.acknowledged = Some((leader, now));
+        true
     }
 
     /// Whether a vote or pre-vote may be passed to openraft at `now` (R3, R4, R5).
@@ -230,11 +232,10 @@ impl LeaseGate {
         self.check_restart(now)?;
         self.check_used(now)?;
         if let Some((leader, _)) = self.acknowledged {
-            // A transfer is the leader's own word that it holds nothing any more, but only for the very leadership that
-            // this node acknowledged last, whose successor stands for the next term: a transfer vote that was under way
-            // while another leader was elected must not end that one's lease.
-            let authorized = request.by_transfer && request.leadership.term == leader.term + 1;
-            if !authorized {
+            // A transfer is a leader's own word that it holds nothing any more. It ends that leader's lease and no
+            // other's: a transfer vote that was under way while another leader was elected must not pass, and two
+            // leaders may stand in one term, so the term alone would not tell them apart.
+            if request.by_transfer_of != Some(leader) {
                 self.check_granted(now)?;
             }
         }
@@ -309,7 +310,13 @@ impl LeaseGate {
         let from = self.transfer_from.take();
         let last = self.acknowledged.map(|(leader, _)| leader);
         // R4's exemption: asked to stand by the very leader whose append this node acknowledged last.
-        self.candidacy_by_transfer = (from.is_some() && from == last).then_some(vote.leadership);
+        self.candidacy_by_transfer = from.filter(|_| from == last).map(|from| (vote.leadership, from));
+    }
+
+    /// Who asked this node to stand for `leadership`, for the voters to compare.
+    #[must_use]
+    pub fn transfer_of(&self, leadership: Leadership) -> Option<Leadership> {
+        self.candidacy_by_transfer.filter(|(candidacy, _)| *candidacy == leadership).map(|(_, from)| from)
     }
 
     /// A vote is durable.
@@ -321,7 +328,7 @@ impl LeaseGate {
         self.vote = vote;
         if won {
             self.hold_from = match self.acknowledged {
-                Some((_, at)) if self.candidacy_by_transfer != Some(vote.leadership) => at + self.timing.voter_lease(),
+                Some((_, at)) if self.transfer_of(vote.leadership).is_none() => at + self.timing.voter_lease(),
                 Some(_) | None => BootInstant::ZERO,
             };
         }
@@ -362,7 +369,7 @@ impl LeaseGate {
     /// What is missing.
     pub fn check_reign(&self, now: BootInstant) -> Result<Leadership, NotArmed> {
         let leadership = self.leading().ok_or(NotArmed::NotLeading)?;
-        if self.resigned == Some(leadership) {
+        if self.resigned >= Some(leadership) {
             return Err(NotArmed::Resigned);
         }
         if self.applied != Some(leadership) {
@@ -422,16 +429,17 @@ impl LeaseGate {
             .min()
     }
 
-    /// R6: this node gives its leadership up and never arms again in it.
-    pub fn resign(&mut self) {
-        self.resigned = self.leading().or(self.resigned);
+    /// R6: this node gives `leadership` up and never arms again in it. Returns whether that is the current one.
+    pub fn resign(&mut self, leadership: Leadership) -> bool {
+        self.resigned = self.resigned.max(Some(leadership));
+        self.leading() == Some(leadership)
     }
 
     /// Every deadline that this process armed is zeroed in the kernel; none can be armed in this leadership any more.
     ///
     /// Only to be called after [`Self::resign`], by whoever zeroed them under the gate's mutex.
     pub fn released(&mut self) {
-        if self.leading().is_none() || self.leading() == self.resigned {
+        if self.leading().is_none() || self.leading() <= self.resigned {
             self.used = None;
         }
     }

@@ -144,6 +144,7 @@ pub(crate) fn vote_request(rpc: &types::VoteRequest) -> proto::VoteRequest {
         vote: Some((&rpc.vote).into()),
         last_log_id: rpc.last_log_id.as_ref().map(Into::into),
         leadership_transfer: rpc.leadership_transfer,
+        transfer_of: None,
     }
 }
 

@@ -124,14 +124,17 @@ impl Lease {
         self.want_renewal();
     }
 
-    /// Gives the current leadership up: no deadline is armed in it ever again, and the one in the kernel is zeroed (R6).
+    /// Gives `leadership` up: no deadline is armed in it ever again, and the one in the kernel is zeroed (R6). Where
+    /// another leadership is current by now, the kernel's deadline is none of this one's.
     ///
     /// # Errors
     /// What the kernel said when the deadline was to be zeroed; then the lease runs on to its deadline, and elections
     /// wait for that.
-    pub fn resign(&self) -> io::Result<()> {
+    pub fn resign(&self, leadership: Leadership) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.gate.resign();
+        if !inner.gate.resign(leadership) {
+            return Ok(());
+        }
         self.sink.disarm()?;
         inner.gate.released();
         inner.deadline = None;
@@ -173,10 +176,16 @@ impl Lease {
         self.lock().voters.clone()
     }
 
-    pub(crate) fn append_acknowledged(&self, leader: Leadership) {
+    /// Whether the append may be acknowledged; if so, the promise that goes with it begins now.
+    pub(crate) fn append_acknowledged(&self, leader: Leadership) -> bool {
         let mut inner = self.lock();
         let now = (self.clock)();
-        inner.gate.append_acknowledged(leader, now);
+        inner.gate.append_acknowledged(leader, now)
+    }
+
+    /// Who asked this node to stand for `leadership`.
+    pub(crate) fn transfer_of(&self, leadership: Leadership) -> Option<Leadership> {
+        self.lock().gate.transfer_of(leadership)
     }
 
     pub(crate) fn check_vote(&self, request: VoteRequest) -> Result<(), Shut> {
@@ -263,7 +272,8 @@ impl Lease {
             .collect()
     }
 
-    fn want_renewal(&self) {
+    /// Has the renewing thread look again.
+    pub(crate) fn want_renewal(&self) {
         // Full means that a renewal is about to run anyway.
         let _ = self.renew.try_send(());
     }

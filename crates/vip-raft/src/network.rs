@@ -282,7 +282,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: types::VoteRequest,
         option: RPCOption,
     ) -> Result<types::VoteResponse, RPCError<TypeConfig>> {
-        let request = convert::vote_request(&rpc);
+        let mut request = convert::vote_request(&rpc);
+        let from = self.peers.lease.transfer_of(leadership_of(&rpc.vote));
+        request.transfer_of = from.map(|from| proto::Vote { term: from.term, node: from.node.0, committed: true });
         let response: proto::VoteResponse = self
             .peers
             .call(self.to(), Lane::Control, option.hard_ttl(), request, |mut client, request| async move {

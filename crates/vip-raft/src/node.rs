@@ -606,8 +606,12 @@ async fn beat(core: Arc<Core>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if raft.is_leader() && raft.trigger().heartbeat().await.is_err() {
-            return;
+        if raft.is_leader() {
+            if raft.trigger().heartbeat().await.is_err() {
+                return;
+            }
+            // A single voter is its own quorum and gets no answer that would set off a renewal.
+            core.lease.want_renewal();
         }
     }
 }

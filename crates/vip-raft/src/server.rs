@@ -53,8 +53,13 @@ fn shut(why: gate::Shut) -> Status {
     Status::aborted(why.to_string())
 }
 
-fn gate_request(rpc: &types::VoteRequest) -> gate::VoteRequest {
-    gate::VoteRequest { leadership: leadership_of(&rpc.vote), by_transfer: rpc.leadership_transfer }
+/// A vote as the gate judges it: a transfer counts only in the name of the leader that asked for it.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn vote_requests(rpc: proto::VoteRequest) -> Result<(gate::VoteRequest, types::VoteRequest), Status> {
+    let from = rpc.transfer_of.map(types::Vote::from).as_ref().map(leadership_of);
+    let rpc = types::VoteRequest::try_from(rpc)?;
+    let by_transfer_of = from.filter(|_| rpc.leadership_transfer);
+    Ok((gate::VoteRequest { leadership: leadership_of(&rpc.vote), by_transfer_of }, rpc))
 }
 
 #[tonic::async_trait]
@@ -69,9 +74,10 @@ impl RaftService for PeerServer {
         let leader = leadership_of(&rpc.vote);
         let order = self.order.read().await;
         let response = self.core.raft()?.append_entries(rpc).await.map_err(|error| fatal(&error))?;
-        if !matches!(response, types::AppendEntriesResponse::HigherVote(_)) {
-            // Before the answer goes out, so that the promise is at least as long as what the leader takes it for.
-            self.core.lease.append_acknowledged(leader);
+        // Before the answer goes out, so that the promise is at least as long as what the leader takes it for.
+        let rejected = matches!(response, types::AppendEntriesResponse::HigherVote(_));
+        if !rejected && !self.core.lease.append_acknowledged(leader) {
+            return Err(Status::aborted("the vote has moved on since the append was taken"));
         }
         drop(order);
         Ok(self.sign(proto::AppendEntriesResponse { sender: None, result: Some(response.into()) }))
@@ -80,12 +86,12 @@ impl RaftService for PeerServer {
     async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
         let rpc = request.into_inner();
         self.admit(&rpc)?;
-        let rpc = types::VoteRequest::try_from(rpc)?;
+        let (asked, rpc) = vote_requests(rpc)?;
         let (core, order) = (Arc::clone(&self.core), Arc::clone(&self.order));
         // In a task of its own: a caller who hangs up ends this handler, but not the vote that openraft may grant yet.
         let handling = tokio::spawn(async move {
             let _order = order.write_owned().await;
-            let _in_flight = core.lease.begin_vote(gate_request(&rpc)).map_err(shut)?;
+            let _in_flight = core.lease.begin_vote(asked).map_err(shut)?;
             core.raft()?.vote(rpc).await.map_err(|error| fatal(&error))
         });
         let response = handling.await.map_err(|error| fatal(&error))??;
@@ -95,8 +101,8 @@ impl RaftService for PeerServer {
     async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
         let rpc = request.into_inner();
         self.admit(&rpc)?;
-        let rpc = types::VoteRequest::try_from(rpc)?;
-        self.core.lease.check_vote(gate_request(&rpc)).map_err(shut)?;
+        let (asked, rpc) = vote_requests(rpc)?;
+        self.core.lease.check_vote(asked).map_err(shut)?;
         let response = self.core.raft()?.pre_vote(rpc).await.map_err(|error| fatal(&error))?;
         Ok(self.sign(vote_response(&response)))
     }
@@ -135,8 +141,10 @@ impl RaftService for PeerServer {
         let _order = self.order.read().await;
         let response = self.core.raft()?.install_full_snapshot(vote, snapshot).await.map_err(|error| fatal(&error))?;
         // A snapshot renews openraft's lease, so it counts here too; it does not count for the leader's.
-        if leadership_of(&response.vote) == leadership_of(&vote) {
-            self.core.lease.append_acknowledged(leadership_of(&vote));
+        if leadership_of(&response.vote) == leadership_of(&vote)
+            && !self.core.lease.append_acknowledged(leadership_of(&vote))
+        {
+            return Err(Status::aborted("the vote has moved on since the snapshot was taken"));
         }
         Ok(self.sign(proto::InstallSnapshotResponse { sender: None, vote: Some((&response.vote).into()) }))
     }

@@ -126,7 +126,7 @@ impl<D: Dataplane + 'static> Driver<D> {
             }
             Action::Resign(leadership) => {
                 tracing::info!(%leadership, "giving the VIPs back");
-                if let Err(error) = self.raft.lease().resign() {
+                if let Err(error) = self.raft.lease().resign(leadership) {
                     tracing::error!(%error, "cannot end the lease in the kernel; it runs to its deadline");
                 }
             }

@@ -79,6 +79,7 @@ fn run(path: &Path) -> anyhow::Result<()> {
         tracing::warn!(warning, "configuration");
     }
     // Before any thread is started: they inherit it.
+    process::unblock_signals().map_err(anyhow::Error::msg)?;
     if let Err(warning) = process::realtime(loaded.config.realtime_priority) {
         tracing::warn!(warning, "running at ordinary priority");
     }

@@ -6,6 +6,11 @@ use thread_priority::unix::{
 };
 use thread_priority::{ThreadPriority, ThreadPriorityValue};
 
+/// Lets every signal in: a supervisor that blocks some for itself hands that down, and SIGTERM must end the daemon.
+pub(crate) fn unblock_signals() -> Result<(), String> {
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(|error| format!("cannot unblock signals: {error}"))
+}
+
 /// Puts this thread, and with it every thread that it starts, under `SCHED_FIFO` with `priority`. 0 leaves it.
 ///
 /// Help, never the guarantee: a node that is starved all the same loses its VIPs, and no more.

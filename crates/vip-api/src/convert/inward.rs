@@ -17,8 +17,8 @@ impl TryFrom<v1::VipSpec> for VipSpec {
             bits => u8::try_from(bits)
                 .map_err(|_| FieldError::new("spec.prefix_len", format!("{bits} is too long; at most 128")))?,
         };
-        let interface = InterfaceSelector::try_from(value.interface)
-            .map_err(|error| FieldError::new("spec.interface", error))?;
+        let interface =
+            InterfaceSelector::try_from(value.interface).map_err(|error| FieldError::new("spec.interface", error))?;
         let placement = match v1::Placement::try_from(value.placement) {
             Ok(v1::Placement::Unspecified | v1::Placement::Leader) => Placement::Leader,
             Err(_) => return Err(FieldError::new("spec.placement", format!("{} is not known", value.placement))),
@@ -182,10 +182,9 @@ pub fn watch_event(value: v1::WatchEvent) -> Result<Option<WatchEvent>, FieldErr
     Ok(match value.event {
         Some(Event::SnapshotStart(start)) => Some(WatchEvent::SnapshotStart { reset: start.reset }),
         Some(Event::Put(vip)) => Some(WatchEvent::Put(vip.try_into()?)),
-        Some(Event::Delete(removed)) => Some(WatchEvent::Delete {
-            name: vip_name("events.delete.name", removed.name)?,
-            revision: removed.revision,
-        }),
+        Some(Event::Delete(removed)) => {
+            Some(WatchEvent::Delete { name: vip_name("events.delete.name", removed.name)?, revision: removed.revision })
+        }
         Some(Event::Synced(_)) => Some(WatchEvent::Synced),
         Some(Event::Progress(_)) => Some(WatchEvent::Progress),
         None => None,

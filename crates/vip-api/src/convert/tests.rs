@@ -37,7 +37,8 @@ fn prefix_length_defaults_to_one_host() {
 
 #[test]
 fn a_malformed_spec_names_its_field() {
-    let cases: [(fn(&mut v1::VipSpec), &str); 10] = [
+    type Spoil = fn(&mut v1::VipSpec);
+    let cases: [(Spoil, &str); 10] = [
         (|s| s.name.clear(), "spec.name"),
         (|s| s.name = "a b".to_owned(), "spec.name"),
         (|s| s.address.clear(), "spec.address"),

@@ -37,6 +37,9 @@ pub(super) enum End {
     Error(tonic::Code),
 }
 
+/// The messages of a stream, and its end.
+type Script = (Vec<v1::WatchResponse>, End);
+
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) id: u64,
@@ -46,7 +49,7 @@ pub(super) struct Node {
     /// What was called, in order.
     calls: Arc<Mutex<Vec<String>>>,
     /// What the next watches say.
-    streams: Arc<Mutex<VecDeque<(Vec<v1::WatchResponse>, End)>>>,
+    streams: Arc<Mutex<VecDeque<Script>>>,
 }
 
 impl Node {

@@ -97,6 +97,9 @@ fn a_cluster_is_formed_once_and_whole() {
     assert!(matches!(cluster.apply(1, LEADER, Command::Form(clash)), Outcome::Refused(Refusal::AddressTaken { .. })));
     assert_eq!(cluster, Cluster::default());
     assert_eq!(cluster.apply(2, LEADER, Command::Form(vec![spec("a", "10.0.0.1")])), Outcome::Changed { revision: 2 });
-    assert_eq!(cluster.apply(3, LEADER, Command::Form(vec![spec("b", "10.0.0.2")])), Outcome::Unchanged { revision: 2 });
+    assert_eq!(
+        cluster.apply(3, LEADER, Command::Form(vec![spec("b", "10.0.0.2")])),
+        Outcome::Unchanged { revision: 2 }
+    );
     assert_eq!(cluster.vips.len(), 1);
 }

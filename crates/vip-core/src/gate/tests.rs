@@ -36,11 +36,11 @@ fn winner(term: u64, node: u64) -> HeldVote {
 }
 
 fn ask(term: u64, node: u64) -> VoteRequest {
-    VoteRequest { leadership: reign(term, node), by_transfer: false }
+    VoteRequest { leadership: reign(term, node), by_transfer_of: None }
 }
 
-fn ask_by_transfer(term: u64, node: u64) -> VoteRequest {
-    VoteRequest { leadership: reign(term, node), by_transfer: true }
+fn ask_by_transfer_of(from: Leadership, term: u64, node: u64) -> VoteRequest {
+    VoteRequest { leadership: reign(term, node), by_transfer_of: Some(from) }
 }
 
 fn pristine() -> LeaseGate {
@@ -121,7 +121,7 @@ fn r2_nothing_is_armed_before_the_leadership_is_durable_applied_and_enabled() {
 #[test]
 fn r3_a_restarted_node_is_silent_for_one_lease_and_a_pristine_one_is_not() {
     let mut restarted = LeaseGate::new(ME, timing(), winner(4, 1), false, at(0));
-    for request in [ask(9, 2), ask_by_transfer(5, 2)] {
+    for request in [ask(9, 2), ask_by_transfer_of(reign(4, 3), 5, 2)] {
         assert_eq!(restarted.check_vote(request, at(99)), Err(Shut::Restarted { remaining: ms(1) }));
         assert_eq!(restarted.check_vote(request, at(100)), Ok(()));
     }
@@ -138,7 +138,7 @@ fn r3_a_restarted_node_is_silent_for_one_lease_and_a_pristine_one_is_not() {
 fn a_voter_refuses_for_one_lease_after_an_append_whatever_its_vote_is_by_then() {
     let mut gate = pristine();
     change_vote(&mut gate, winner(1, 2));
-    gate.append_acknowledged(reign(1, 2), at(50));
+    assert!(gate.append_acknowledged(reign(1, 2), at(50)));
     assert_eq!(gate.check_vote(ask(2, 3), at(149)), Err(Shut::LeaseGranted { leader: reign(1, 2), remaining: ms(1) }));
     // A higher vote that came in another way does not end the promise.
     change_vote(&mut gate, candidate(7, 3));
@@ -149,28 +149,28 @@ fn a_voter_refuses_for_one_lease_after_an_append_whatever_its_vote_is_by_then() 
 }
 
 #[test]
-fn an_append_of_an_older_leader_still_prolongs_the_promise() {
+fn an_append_is_not_acknowledged_once_the_vote_has_moved_on() {
     let mut gate = pristine();
-    gate.append_acknowledged(reign(2, 3), at(10));
-    gate.append_acknowledged(reign(1, 2), at(20));
-    assert_eq!(gate.campaign_from(), at(120));
+    gate.vote_changing(candidate(2, 1));
+    assert!(!gate.append_acknowledged(reign(1, 2), at(20)), "the leader would count a promise that is none any more");
+    assert_eq!(gate.campaign_from(), BootInstant::ZERO);
 }
 
 #[test]
-fn a_transfer_vote_passes_only_for_the_successor_of_the_leader_acknowledged_last() {
+fn a_transfer_vote_passes_only_in_the_name_of_the_leader_acknowledged_last() {
     let mut gate = pristine();
-    gate.append_acknowledged(reign(3, 2), at(10));
-    assert_eq!(gate.check_vote(ask_by_transfer(4, 3), at(11)), Ok(()));
-    assert!(gate.check_vote(ask_by_transfer(5, 3), at(11)).is_err());
-    // Another leader was elected in term 4 meanwhile: its lease is not the old leader's to give away.
-    gate.append_acknowledged(reign(4, 2), at(12));
-    assert!(gate.check_vote(ask_by_transfer(4, 3), at(13)).is_err());
+    assert!(gate.append_acknowledged(reign(3, 2), at(10)));
+    assert_eq!(gate.check_vote(ask_by_transfer_of(reign(3, 2), 4, 3), at(11)), Ok(()));
+    assert!(gate.check_vote(ask_by_transfer_of(reign(2, 2), 4, 3), at(11)).is_err());
+    // Another leader was elected meanwhile, in the same term: its lease is not the old leader's to give away.
+    assert!(gate.append_acknowledged(reign(3, 4), at(12)));
+    assert!(gate.check_vote(ask_by_transfer_of(reign(3, 2), 4, 3), at(13)).is_err());
 }
 
 #[test]
 fn r4_a_new_leader_waits_for_the_lease_that_it_granted_itself() {
     let mut gate = pristine();
-    gate.append_acknowledged(reign(1, 2), at(0));
+    assert!(gate.append_acknowledged(reign(1, 2), at(0)));
     change_vote(&mut gate, candidate(2, 1));
     change_vote(&mut gate, winner(2, 1));
     gate.entry_applied(reign(2, 1));
@@ -181,11 +181,12 @@ fn r4_a_new_leader_waits_for_the_lease_that_it_granted_itself() {
 #[test]
 fn r4_a_leader_made_by_a_transfer_from_the_leader_it_acknowledged_last_does_not_wait() {
     let mut gate = pristine();
-    gate.append_acknowledged(reign(1, 2), at(0));
+    assert!(gate.append_acknowledged(reign(1, 2), at(0)));
     gate.accept_transfer(reign(1, 2), at(1)).unwrap();
     change_vote(&mut gate, candidate(2, 1));
     change_vote(&mut gate, winner(2, 1));
     gate.entry_applied(reign(2, 1));
+    assert_eq!(gate.transfer_of(reign(2, 1)), Some(reign(1, 2)));
     assert_eq!(gate.check_reign(at(2)), Ok(reign(2, 1)));
 }
 
@@ -193,7 +194,7 @@ fn r4_a_leader_made_by_a_transfer_from_the_leader_it_acknowledged_last_does_not_
 fn r4_the_exemption_is_for_one_candidacy_and_one_leader() {
     // The first candidacy fails; the next one is an ordinary one.
     let mut gate = pristine();
-    gate.append_acknowledged(reign(1, 2), at(0));
+    assert!(gate.append_acknowledged(reign(1, 2), at(0)));
     gate.accept_transfer(reign(1, 2), at(1)).unwrap();
     change_vote(&mut gate, candidate(2, 1));
     change_vote(&mut gate, candidate(3, 1));
@@ -202,7 +203,7 @@ fn r4_the_exemption_is_for_one_candidacy_and_one_leader() {
     assert!(gate.check_reign(at(3)).is_err());
     // A transfer from another leader than the one acknowledged last.
     let mut gate = pristine();
-    gate.append_acknowledged(reign(2, 3), at(0));
+    assert!(gate.append_acknowledged(reign(2, 3), at(0)));
     gate.accept_transfer(reign(1, 2), at(1)).unwrap();
     change_vote(&mut gate, candidate(3, 1));
     change_vote(&mut gate, winner(3, 1));
@@ -210,7 +211,7 @@ fn r4_the_exemption_is_for_one_candidacy_and_one_leader() {
     assert!(gate.check_reign(at(2)).is_err());
     // A vote for somebody else in between.
     let mut gate = pristine();
-    gate.append_acknowledged(reign(1, 2), at(0));
+    assert!(gate.append_acknowledged(reign(1, 2), at(0)));
     gate.accept_transfer(reign(1, 2), at(1)).unwrap();
     change_vote(&mut gate, candidate(2, 3));
     change_vote(&mut gate, candidate(3, 1));
@@ -226,7 +227,7 @@ fn r5_a_used_lease_keeps_the_gate_shut_even_after_a_step_down() {
     gate.arm(&voters(), at(21)).unwrap();
     change_vote(&mut gate, candidate(5, 3));
     assert_eq!(gate.check_vote(ask(6, 2), at(119)), Err(Shut::LeaseUsed { remaining: ms(1) }));
-    assert!(gate.check_vote(ask_by_transfer(6, 2), at(119)).is_err());
+    assert!(gate.check_vote(ask_by_transfer_of(reign(5, 3), 6, 2), at(119)).is_err());
     assert!(gate.check_campaign(at(119)).is_err());
     assert!(gate.accept_transfer(reign(5, 3), at(119)).is_err());
     assert_eq!(gate.check_vote(ask(6, 2), at(120)), Ok(()));
@@ -265,13 +266,19 @@ fn r6_a_resigned_leadership_never_arms_again_and_lets_its_successor_stand_at_onc
     gate.append_answered(reign(1, 1), NodeId(2), at(20));
     gate.arm(&voters(), at(21)).unwrap();
     gate.released();
-    assert!(gate.check_vote(ask_by_transfer(2, 2), at(22)).is_err(), "released counts only after resigning");
-    gate.resign();
+    assert!(
+        gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(22)).is_err(),
+        "released counts only after resigning"
+    );
+    assert!(gate.resign(reign(1, 1)));
     gate.append_answered(reign(1, 1), NodeId(2), at(30));
     assert_eq!(gate.arm(&voters(), at(31)), Err(NotArmed::Resigned));
-    assert!(gate.check_vote(ask_by_transfer(2, 2), at(32)).is_err(), "the deadline still runs in the kernel");
+    assert!(
+        gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(32)).is_err(),
+        "the deadline still runs in the kernel"
+    );
     gate.released();
-    assert_eq!(gate.check_vote(ask_by_transfer(2, 2), at(32)), Ok(()));
+    assert_eq!(gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(32)), Ok(()));
 }
 
 #[test]

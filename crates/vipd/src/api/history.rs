@@ -28,8 +28,8 @@ pub(super) struct Batch {
 pub(super) enum Since {
     /// These batches bring it to this revision.
     Changes(Vec<Batch>, u64),
-    /// Some changes are forgotten, or its revision is none of this history: only this state helps.
-    Lost(Arc<Cluster>),
+    /// Some changes are forgotten, or its revision is none of this history: only a snapshot helps.
+    Lost,
 }
 
 /// A ring of changes. Holds at most `capacity` of them, whatever the number of watches.
@@ -77,7 +77,7 @@ impl History {
     /// What came after `revision`.
     pub(super) fn since(&self, revision: u64) -> Since {
         if revision < self.floor || revision > self.latest.revision {
-            return Since::Lost(Arc::clone(&self.latest));
+            return Since::Lost;
         }
         // A revision inside a batch can come from another node, which merged differently. Repeating the whole batch does
         // no harm: its changes carry states, not steps.

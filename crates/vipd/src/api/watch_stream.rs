@@ -156,7 +156,7 @@ impl<B: Backend> Watch<B> {
         let state = Arc::clone(&self.states.borrow_and_update());
         let since = self.door.history(&state).since(self.position.unwrap_or(0));
         match since {
-            Since::Lost(_) => self.snapshot(true).await,
+            Since::Lost => self.snapshot(true).await,
             Since::Changes(batches, revision) => {
                 for batch in batches {
                     self.send_batch(&batch).await?;

@@ -108,9 +108,8 @@ impl Life {
             }
             Event::ReignChanges { ready, successor } => {
                 // Also after it was lost, as long as nobody else was elected.
-                if self.term > 0 {
-                    world.set_reign(Some(Reign { leadership: my_reign(self.term), ready, successor }));
-                }
+                let reign = Reign { leadership: my_reign(self.term), ready, successor };
+                world.set_reign((self.term > 0).then_some(reign));
             }
             Event::ReignLost => world.set_reign(None),
             Event::OtherElected => {
@@ -125,27 +124,14 @@ impl Life {
             Event::Fence(ok) => world.fence(ok),
             Event::LoseAddress(address) => {
                 let address = ip(ADDRESSES[address]);
-                if world.lose(address) {
-                    self.lost.push(address);
-                }
+                self.lost.extend(world.lose(address).then_some(address));
             }
-            Event::TellLost(n) => {
-                if n < self.lost.len() {
-                    world.tell_lost(self.lost.remove(n));
-                }
-            }
-            Event::Foreign(address, true) => {
-                world.kernel.foreign.insert(ip(ADDRESSES[address]));
-            }
-            Event::Foreign(address, false) => {
-                world.kernel.foreign.remove(&ip(ADDRESSES[address]));
-            }
+            Event::TellLost(n) if n < self.lost.len() => world.tell_lost(self.lost.remove(n)),
+            Event::TellLost(_) => {}
+            Event::Foreign(address, there) => world.kernel.set_foreign(ip(ADDRESSES[address]), there),
             Event::Failing(step, vip, fails) => {
-                let failing = (step, name(NAMES[vip]));
-                world.kernel.failing.retain(|known| *known != failing);
-                if fails {
-                    world.kernel.failing.push(failing);
-                }
+                world.kernel.failing.retain(|known| *known != (step, name(NAMES[vip])));
+                world.kernel.failing.extend(fails.then(|| (step, name(NAMES[vip]))));
             }
             Event::Do(n) => {
                 for _ in 0..n {
@@ -156,10 +142,8 @@ impl Life {
                 world.answer(n);
             }
             Event::AnswerTwice(n) => {
-                if let Some(answer) = world.answers.get(n).cloned() {
-                    world.answers.push_back(answer);
-                    world.answer(n);
-                }
+                world.answers.extend(world.answers.get(n).cloned());
+                world.answer(n);
             }
             Event::AcceptProposal => {
                 world.accept_proposal();
@@ -244,6 +228,6 @@ proptest! {
         }
         prop_assert!(life.world.finished);
         prop_assert!(life.world.kernel.present.is_empty(), "{:?}", life.world.kernel.present);
-        prop_assert!(life.world.kernel.open.is_empty(), "{:?}", life.world.kernel.open);
+        life.world.assert_nothing_held("at the end");
     }
 }

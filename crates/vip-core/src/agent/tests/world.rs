@@ -70,6 +70,16 @@ pub(super) struct Kernel {
     shut_epochs: BTreeSet<(VipName, Epoch)>,
 }
 
+impl Kernel {
+    pub(super) fn set_foreign(&mut self, address: IpAddr, there: bool) {
+        if there {
+            self.foreign.insert(address);
+        } else {
+            self.foreign.remove(&address);
+        }
+    }
+}
+
 pub(super) type Answer = (Step, Vec<(VipName, Epoch, Result<(), String>)>);
 
 pub(super) struct World {
@@ -383,7 +393,16 @@ impl World {
                 let gone = holdings.iter().find(|holding| self.told_gone.contains(&holding.address));
                 assert_eq!(gone, None, "{action:?}: the agent knows that it is gone");
             }
-            _ => {}
+            Action::Know(_)
+            | Action::Forget(_)
+            | Action::Enable(_)
+            | Action::Propose(..)
+            | Action::Open(_)
+            | Action::Shut(_)
+            | Action::Remove(_)
+            | Action::Resign(_)
+            | Action::Transfer
+            | Action::Finished => {}
         }
         match action {
             Action::Open(holdings) | Action::Add(holdings) | Action::Announce(holdings) => {
@@ -578,7 +597,7 @@ impl World {
         assert!(there || self.kernel.astray.contains(&holding.address), "{text}: {holding:?} is not there");
     }
 
-    fn assert_nothing_held(&self, text: &str) {
+    pub(super) fn assert_nothing_held(&self, text: &str) {
         let open: Vec<_> = self.kernel.open.keys().filter(|held| !self.kernel.stuck_open.contains(held)).collect();
         assert!(open.is_empty(), "{text} while {open:?} are open");
         let present: Vec<_> = self.kernel.present.keys().filter(|held| !self.kernel.leftover.contains(held)).collect();

@@ -30,8 +30,10 @@ enum Rule {
     Used,
     /// R6: a leader gives its lease up before it transfers.
     ResignFirst,
-    /// A transfer vote counts only where its term follows that of the leader acknowledged last.
-    TransferTerm,
+    /// A transfer vote counts only in the name of the leader acknowledged last.
+    TransferName,
+    /// While a vote is being handled no append is.
+    VoteAlone,
     /// Of openraft: only a transfer by the leader of the present vote counts.
     TransferFromVote,
     /// Nothing is armed while a vote is being handled.
@@ -76,11 +78,8 @@ impl LaxGate {
     }
 
     fn begin_vote(&mut self, mut request: VoteRequest, now: BootInstant) -> bool {
-        if let Some((leader, _)) = self.gate.acknowledged
-            && self.lacks(Rule::TransferTerm)
-            && request.by_transfer
-        {
-            request.leadership.term = leader.term + 1;
+        if self.lacks(Rule::TransferName) && request.by_transfer_of.is_some() {
+            request.by_transfer_of = self.gate.acknowledged.map(|(leader, _)| leader);
         }
         let passes = self.forgetful(Rule::VoterPromise).check_vote(request, now).is_ok();
         self.gate.votes_in_flight += u32::from(passes);
@@ -138,19 +137,36 @@ impl Dice {
 enum Message {
     Append { leader: Leadership, sent_at: BootInstant },
     AppendAnswer { leader: Leadership, sent_at: BootInstant, higher: Option<Leadership> },
-    Vote { leadership: Leadership, by_transfer: bool },
+    Vote { leadership: Leadership, transfer: Option<Leadership> },
     VoteAnswer { leadership: Leadership, granted: bool, higher: Option<Leadership> },
     Transfer { from: Leadership },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Deliver { from: usize, to: usize, message: Message },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
     /// The vote that the gate let through reaches the vote's handler.
-    Grant { from: usize, to: usize, life: u32, message: Message },
-    Heartbeat { node: usize, leader: Leadership },
-    Election { node: usize, life: u32 },
-    Start { node: usize },
+    Grant {
+        from: usize,
+        to: usize,
+        life: u32,
+        message: Message,
+    },
+    Heartbeat {
+        node: usize,
+        leader: Leadership,
+    },
+    Election {
+        node: usize,
+        life: u32,
+    },
+    Start {
+        node: usize,
+    },
     Trouble,
 }
 
@@ -171,6 +187,13 @@ struct Node {
     life: u32,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Setting {
+    nodes: usize,
+    /// A vote reaches its handler some time after the gate let it through.
+    slow_votes: bool,
+}
+
 /// What one schedule is made of.
 struct Toy {
     dice: Dice,
@@ -183,15 +206,15 @@ struct Toy {
     cut: BTreeSet<(usize, usize)>,
     without: &'static [Rule],
     slow_network: bool,
-    /// A vote is handled some time after the gate let it through.
-    slow_votes: bool,
+    setting: Setting,
     arms: u32,
     transfers: u32,
     violation: Option<String>,
 }
 
 impl Toy {
-    fn new(seed: u64, count: usize, without: &'static [Rule]) -> Self {
+    fn new(seed: u64, setting: Setting, without: &'static [Rule]) -> Self {
+        let count = setting.nodes;
         let mut dice = Dice(seed);
         let slow_network = dice.percent(50);
         let now = at(0);
@@ -219,7 +242,7 @@ impl Toy {
             cut: BTreeSet::new(),
             without,
             slow_network,
-            slow_votes: false,
+            setting,
             arms: 0,
             transfers: 0,
             violation: None,
@@ -317,12 +340,12 @@ impl Toy {
                     self.arm(to);
                 }
             }
-            Message::Vote { leadership, by_transfer } => {
-                let now = self.now;
+            Message::Vote { leadership, transfer } => {
+                let (now, request) = (self.now, VoteRequest { leadership, by_transfer_of: transfer });
                 let node = &mut self.nodes[to];
-                if node.gate.begin_vote(VoteRequest { leadership, by_transfer }, now) {
+                if node.gate.begin_vote(request, now) {
                     let life = node.life;
-                    if self.slow_votes {
+                    if self.setting.slow_votes {
                         self.after(0, 10, Event::Grant { from, to, life, message });
                     } else {
                         self.grant(from, to, message);
@@ -345,7 +368,7 @@ impl Toy {
                     || node.gate.lacks(Rule::TransferFromVote);
                 if current && node.gate.accept_transfer(from, now) {
                     node.raft_lease = BootInstant::ZERO;
-                    self.campaign(to, true);
+                    self.campaign(to, Some(from));
                 }
             }
         }
@@ -354,22 +377,28 @@ impl Toy {
     fn append(&mut self, from: usize, to: usize, leader: Leadership, sent_at: BootInstant) {
         let now = self.now;
         let node = &mut self.nodes[to];
+        if node.gate.gate.votes_in_flight > 0 && !node.gate.lacks(Rule::VoteAlone) {
+            // The real handler waits; a lost append does no less harm.
+            return;
+        }
         let vote = HeldVote { leadership: leader, committed: true };
         let higher = (vote < node.vote).then_some(node.vote.leadership);
         if higher.is_none() {
             node.change_vote(vote);
-            node.gate.gate.append_acknowledged(leader, now);
+            if !node.gate.gate.append_acknowledged(leader, now) {
+                return;
+            }
             node.raft_lease = now + timing().lease;
         }
         self.send(to, from, Message::AppendAnswer { leader, sent_at, higher });
     }
 
     fn grant(&mut self, from: usize, to: usize, message: Message) {
-        let Message::Vote { leadership, by_transfer } = message else { return };
-        let (now, slow) = (self.now, self.slow_votes);
+        let Message::Vote { leadership, transfer } = message else { return };
+        let (now, slow) = (self.now, self.setting.slow_votes);
         let node = &mut self.nodes[to];
         let vote = HeldVote { leadership, committed: false };
-        let leased = slow && !by_transfer && now < node.raft_lease;
+        let leased = slow && transfer.is_none() && now < node.raft_lease;
         let granted = vote >= node.vote && !leased;
         let higher = (vote < node.vote).then_some(node.vote.leadership);
         if granted {
@@ -383,7 +412,7 @@ impl Toy {
     fn step_down(&mut self, node: usize, higher: Option<Leadership>) {
         let node = &mut self.nodes[node];
         if let Some(leadership) = higher
-            && leadership > node.vote.leadership
+            && (HeldVote { leadership, committed: false }) >= node.vote
         {
             node.change_vote(HeldVote { leadership, committed: false });
         }
@@ -392,12 +421,12 @@ impl Toy {
     fn election(&mut self, node: usize) {
         let life = self.nodes[node].life;
         if self.nodes[node].gate.gate.leading().is_none() && self.nodes[node].gate.check_campaign(self.now) {
-            self.campaign(node, false);
+            self.campaign(node, None);
         }
         self.after(2, 30, Event::Election { node, life });
     }
 
-    fn campaign(&mut self, node: usize, by_transfer: bool) {
+    fn campaign(&mut self, node: usize, transfer: Option<Leadership>) {
         let leadership = {
             let node = &mut self.nodes[node];
             let leadership = Leadership { term: node.vote.leadership.term + 1, node: node.id };
@@ -405,7 +434,7 @@ impl Toy {
             node.grants = [node.id].into();
             leadership
         };
-        self.send_to_all(node, Message::Vote { leadership, by_transfer });
+        self.send_to_all(node, Message::Vote { leadership, transfer });
         self.win_if_elected(node);
     }
 
@@ -485,7 +514,7 @@ impl Toy {
             return;
         }
         if !this.gate.lacks(Rule::ResignFirst) {
-            this.gate.gate.resign();
+            this.gate.gate.resign(from);
             this.kernel = BootInstant::ZERO;
             this.gate.gate.released();
         }
@@ -530,33 +559,88 @@ impl Node {
 }
 
 /// The first of so many schedules with two running deadlines at one instant.
-fn first_violation(schedules: u64, nodes: usize, without: &'static [Rule]) -> Option<(u64, String)> {
-    (0..schedules).find_map(|seed| Some((seed, Toy::new(seed, nodes, without).run().violation?)))
+fn first_violation(schedules: u64, setting: Setting, without: &'static [Rule]) -> Option<(u64, String)> {
+    (0..schedules).find_map(|seed| Some((seed, Toy::new(seed, setting, without).run().violation?)))
+}
+
+const fn toy_of(nodes: usize) -> Setting {
+    Setting { nodes, slow_votes: false }
+}
+
+const fn slow_toy_of(nodes: usize) -> Setting {
+    Setting { slow_votes: true, ..toy_of(nodes) }
+}
+
+fn assert_never_two(setting: Setting, schedules: u64) {
+    let (mut arms, mut transfers) = (0, 0);
+    for seed in 0..schedules {
+        let toy = Toy::new(seed, setting, &[]).run();
+        assert_eq!(toy.violation, None, "{setting:?}, seed {seed}");
+        arms += u64::from(toy.arms);
+        transfers += u64::from(toy.transfers);
+    }
+    assert!(arms > schedules * 10, "{setting:?}: {arms} deadlines in {schedules} schedules prove little");
+    assert!(transfers > schedules / 2, "{setting:?}: only {transfers} transfers in {schedules} schedules");
 }
 
 #[test]
 fn with_every_rule_no_two_deadlines_ever_run_at_one_instant() {
-    for (nodes, schedules) in [(2, 500), (3, 2000), (5, 100)] {
-        let (mut arms, mut transfers) = (0, 0);
-        for seed in 0..schedules {
-            let toy = Toy::new(seed, nodes, &[]).run();
-            assert_eq!(toy.violation, None, "{nodes} nodes, seed {seed}");
-            arms += u64::from(toy.arms);
-            transfers += u64::from(toy.transfers);
-        }
-        assert!(arms > schedules * 20, "{nodes} nodes: {arms} deadlines in {schedules} schedules prove little");
-        assert!(transfers > schedules / 2, "{nodes} nodes: only {transfers} transfers in {schedules} schedules");
+    assert_never_two(toy_of(2), 300);
+    assert_never_two(toy_of(3), 700);
+    assert_never_two(toy_of(5), 50);
+}
+
+#[test]
+fn with_every_rule_slow_votes_do_no_harm() {
+    assert_never_two(slow_toy_of(2), 200);
+    assert_never_two(slow_toy_of(3), 500);
+}
+
+/// A follower that slept through the election of Y in term T is told by X, the leader before Y in the same term T, to
+/// take over. Its transfer vote for T + 1 must not pass at a voter that acknowledged Y, nor be under way at one while it
+/// acknowledges Y. These schedules broke a gate that compared the term only.
+const TWO_LEADERS_IN_ONE_TERM: [(u64, Setting); 2] = [(8003, toy_of(3)), (10248, slow_toy_of(3))];
+
+#[test]
+fn two_leaders_in_one_term_do_no_harm() {
+    for (seed, setting) in TWO_LEADERS_IN_ONE_TERM {
+        assert_eq!(Toy::new(seed, setting, &[]).run().violation, None, "seed {seed}");
     }
 }
+
 #[test]
-fn explore() {
-    use Rule::*;
-    let n: u64 = std::env::var("N").unwrap().parse().unwrap();
-    let sets: &[&'static [Rule]] = &[&[], &[VoterPromise], &[CandidatePromise], &[CandidatePromise, Hold], &[Hold], &[VoterPromise,Hold], &[ExemptOnlyByLast], &[TransferTerm], &[TransferFromVote], &[TransferFromVote, ExemptOnlyByLast],&[TransferFromVote, TransferTerm],&[TransferFromVote, TransferTerm,ExemptOnlyByLast], &[TransferTerm,ExemptOnlyByLast],&[VoteInFlight]];
-    for set in sets {
-        for nodes in [3] { for slow in [false, true] {
-        let v = (0..n).find_map(|seed| { let mut t = Toy::new(seed, nodes, set); t.slow_votes = slow; Some((seed, t.run().violation?)) });
-        println!("{set:?} {nodes} slow {slow}: {v:?}");
-        }}
+fn each_rule_that_is_taken_out_is_missed() {
+    let cases: [(&'static [Rule], Setting); 9] = [
+        (&[Rule::SendTime], toy_of(3)),
+        (&[Rule::Silence], toy_of(3)),
+        (&[Rule::VoterPromise], toy_of(3)),
+        (&[Rule::CandidatePromise, Rule::Hold], toy_of(3)),
+        (&[Rule::Used], toy_of(3)),
+        (&[Rule::ResignFirst], toy_of(3)),
+        (&[Rule::TransferName, Rule::VoteAlone], slow_toy_of(3)),
+        (&[Rule::VoteInFlight], slow_toy_of(3)),
+        (&[Rule::TransferFromVote, Rule::ExemptOnlyByLast], toy_of(3)),
+    ];
+    for (without, setting) in cases {
+        assert!(first_violation(500, setting, without).is_some(), "nothing happens without {without:?}");
     }
+}
+
+#[test]
+fn some_rules_are_masked_by_a_neighbour() {
+    let cases: [&'static [Rule]; 3] = [&[Rule::Hold], &[Rule::CandidatePromise], &[Rule::ExemptOnlyByLast]];
+    for without in cases {
+        assert_eq!(first_violation(100, toy_of(3), without), None, "without {without:?}");
+    }
+}
+
+#[test]
+#[ignore]
+fn explore_tmp() {
+    for (rules, setting) in [(&[Rule::TransferName] as &'static [Rule], toy_of(3)), (&[Rule::TransferName], slow_toy_of(3)), (&[Rule::VoteAlone], slow_toy_of(3)), (&[Rule::TransferName, Rule::VoteAlone], slow_toy_of(3))] {
+        eprintln!("{rules:?} {setting:?} {:?}", first_violation(30000, setting, rules).map(|v| v.0));
+    }
+    assert_never_two(slow_toy_of(3), 20000);
+    assert_never_two(toy_of(3), 20000);
+    assert_never_two(slow_toy_of(5), 5000);
 }

@@ -10,7 +10,7 @@ enum Operation {
     CheckVote { ahead: u64, node: u64, by_transfer: bool },
     BeginVote { ahead: u64, node: u64, by_transfer: bool },
     EndVote,
-    AcceptTransfer,
+    AcceptTransfer { older: bool },
     VoteFor { ahead: u64, node: u64 },
     Win,
     SaveStale,
@@ -35,7 +35,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (0..3u64, 2..4u64, any::<bool>())
             .prop_map(|(ahead, node, by_transfer)| BeginVote { ahead, node, by_transfer }),
         3 => Just(EndVote),
-        2 => Just(AcceptTransfer),
+        2 => prop::bool::weighted(0.3).prop_map(|older| AcceptTransfer { older }),
         3 => (0..3u64, 1..4u64).prop_map(|(ahead, node)| VoteFor { ahead, node }),
         6 => Just(Win),
         1 => Just(SaveStale),
@@ -111,11 +111,14 @@ impl Ledger {
     }
 
     fn request(&self, ahead: u64, node: u64, by_transfer: bool) -> VoteRequest {
-        VoteRequest { leadership: reign(self.vote.leadership.term + ahead, node), by_transfer }
+        // In the name of one who may or may not be the one acknowledged last.
+        let from = if ahead % 2 == 0 { self.older_vote.leadership } else { self.vote.leadership };
+        let by_transfer_of = by_transfer.then_some(from);
+        VoteRequest { leadership: reign(self.vote.leadership.term + ahead, node), by_transfer_of }
     }
 
     fn may_vote(&self, request: VoteRequest) -> bool {
-        let by_leader = |leader: Leadership| request.by_transfer && request.leadership.term == leader.term + 1;
+        let by_leader = |leader: Leadership| request.by_transfer_of == Some(leader);
         self.own_lease_is_over()
             && self
                 .acknowledged
@@ -128,10 +131,10 @@ impl Ledger {
 
     /// S, found by trying every send time: the newest by which a majority of each configuration had been asked.
     fn quorum_sent(&self, voters: &[BTreeSet<NodeId>]) -> Option<BootInstant> {
-        let by = |voter: &NodeId, sent| *voter == ME || self.answers.iter().any(|(peer, at)| peer == voter && *at >= sent);
-        let quorum = |sent| {
-            voters.iter().all(|config| config.iter().filter(|voter| by(voter, sent)).count() * 2 > config.len())
-        };
+        let by =
+            |voter: &NodeId, sent| *voter == ME || self.answers.iter().any(|(peer, at)| peer == voter && *at >= sent);
+        let quorum =
+            |sent| voters.iter().all(|config| config.iter().filter(|voter| by(voter, sent)).count() * 2 > config.len());
         self.answers.iter().map(|(_, sent)| *sent).chain([self.now]).filter(|sent| quorum(*sent)).max()
     }
 
@@ -181,17 +184,19 @@ impl Ledger {
         }
     }
 
+    /// Only the append of a leader with the vote gets so far.
+    fn acknowledge(&mut self, ahead: u64, node: u64) {
+        let leader = HeldVote { leadership: reign(self.vote.leadership.term + ahead, node), committed: true };
+        if leader >= self.vote {
+            self.vote_for(leader);
+            assert!(self.gate.append_acknowledged(leader.leadership, self.now));
+            self.acknowledged = Some((leader.leadership, self.now));
+        }
+    }
+
     fn operate(&mut self, operation: Operation) {
         match operation {
-            Operation::Acknowledge { term, node } => {
-                // Only the append of a leader with the vote gets so far.
-                let leader = HeldVote { leadership: reign(self.vote.leadership.term + term, node), committed: true };
-                if leader >= self.vote {
-                    self.vote_for(leader);
-                    self.gate.append_acknowledged(leader.leadership, self.now);
-                    self.acknowledged = Some((leader.leadership, self.now));
-                }
-            }
+            Operation::Acknowledge { term, node } => self.acknowledge(term, node),
             Operation::CheckVote { ahead, node, by_transfer } => {
                 let request = self.request(ahead, node, by_transfer);
                 assert_eq!(self.gate.check_vote(request, self.now).is_ok(), self.may_vote(request), "{request:?}");
@@ -208,8 +213,8 @@ impl Ledger {
                     self.gate.end_vote();
                 }
             }
-            Operation::AcceptTransfer => {
-                let from = self.vote.leadership;
+            Operation::AcceptTransfer { older } => {
+                let from = if older { self.older_vote.leadership } else { self.vote.leadership };
                 let accepted = self.gate.accept_transfer(from, self.now).is_ok();
                 assert_eq!(accepted, self.own_lease_is_over());
                 if accepted {
@@ -243,7 +248,7 @@ impl Ledger {
             }
             Operation::Arm { voters } => self.arm(&configurations()[voters]),
             Operation::Resign => {
-                self.gate.resign();
+                assert_eq!(self.gate.resign(self.vote.leadership), self.leads());
                 if self.leads() {
                     self.resigned = Some(self.vote.leadership);
                 }

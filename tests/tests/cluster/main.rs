@@ -1,0 +1,10 @@
+//! Real daemons on hosts in network namespaces, judged by packets. Needs root.
+//!
+//! The laboratories measure times: run these one after the other (`--test-threads=1`), as `make test-hosts` does.
+
+mod control;
+mod faults;
+mod holding;
+mod refusals;
+mod store;
+mod tampering;
