@@ -1,8 +1,9 @@
 # One target for each thing that a person or CI does with this repository. `make` alone lists them.
 #
-# Every cargo command takes the whole workspace and the dev profile, and picks targets by kind or name, never packages:
-# so all of them resolve the same features, and each dependency is compiled once (and once more without code generation,
-# for clippy and rustdoc).
+# Every cargo command for the tests takes the whole workspace, and picks targets by kind or name, never packages; and
+# what is built is built together with the tests, whose dependencies switch on features of other crates. So all
+# commands resolve the same features, and each dependency is compiled once (and once more without code generation, for
+# clippy and rustdoc).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,8 +20,6 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # those that lay out hosts of their own, and so run one after the other and after everything else, and the rest.
 TESTS := storage cli tidy config_check
 TESTS_ON_HOSTS := address fence monitor oracle runner cluster
-# What is compiled for the tests, all in one go.
-TEST_TARGETS := --lib --bins $(addprefix --test ,$(TESTS) $(TESTS_ON_HOSTS))
 
 # $(call step,WHAT,COMMAND): says what it does, and how long that took.
 define step
@@ -64,8 +63,7 @@ fence-check: ## Compile the kernel fence and compare it with the committed objec
 
 .PHONY: build-dev
 build-dev: ## Build programs and tests (target/debug)
-	$(call step,build,$(CARGO) build $(ALL))
-	$(call step,build of the tests,$(CARGO) test $(ALL) --no-run $(TEST_TARGETS))
+	$(call step,build,$(CARGO) build $(ALL) --all-targets)
 
 .PHONY: test-units
 test-units: ## Unit and property tests, storage suite, rules of the repository

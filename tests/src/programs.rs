@@ -39,12 +39,20 @@ fn program(name: &str, variable: &str) -> Result<PathBuf> {
 }
 
 /// Builds what is not up to date. Cargo does not build the programs of other packages for a test, and a program that was
-/// left from before the last change would be tested in place of the change. The whole workspace, as in the Makefile: for a
-/// part of it cargo may choose other features, and compile every dependency once more.
+/// left from before the last change would be tested in place of the change. The whole workspace, and together with a test,
+/// as in the Makefile: else cargo chooses other features, and compiles the same dependencies once more.
 fn build() -> Result<BTreeMap<String, PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--workspace", "--locked", "--message-format=json-render-diagnostics"]);
+    command.args([
+        "build",
+        "--workspace",
+        "--locked",
+        "--bins",
+        "--test",
+        "tidy",
+        "--message-format=json-render-diagnostics",
+    ]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

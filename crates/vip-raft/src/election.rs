@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use vip_core::{BootInstant, NodeId};
 
+use crate::lease::Prospects;
 use crate::node::Core;
 
 /// When a voter stands.
@@ -31,7 +32,7 @@ impl ElectionTiming {
     pub fn for_lease(lease: Duration) -> Self {
         Self {
             rank_delay: (lease / 20).clamp(Duration::from_millis(8), Duration::from_millis(25)),
-            retry: Duration::from_millis(3),
+            retry: Duration::from_millis(10),
             patience: (lease / 4).clamp(Duration::from_millis(40), Duration::from_millis(250)),
             handicap: lease,
         }
@@ -45,15 +46,16 @@ fn rank(voters: &BTreeSet<NodeId>, lost: Option<NodeId>, me: NodeId) -> u32 {
 }
 
 /// When to stand at the earliest.
-fn stand_at(
-    timing: &ElectionTiming,
-    rank: u32,
-    eligible: bool,
-    (open_from, voted_at): (BootInstant, Option<BootInstant>),
-) -> BootInstant {
+fn stand_at(timing: &ElectionTiming, rank: u32, eligible: bool, prospects: Prospects) -> BootInstant {
     let handicap = if eligible { Duration::ZERO } else { timing.handicap };
-    let at = open_from + timing.rank_delay * rank + handicap;
-    voted_at.map_or(at, |voted_at| at.max(voted_at + timing.patience + timing.rank_delay * rank))
+    let mut at = prospects.open_from;
+    if let Some(encouraged_at) = prospects.encouraged_at {
+        at = at.max(encouraged_at + timing.rank_delay);
+    }
+    if let Some(voted_at) = prospects.voted_at {
+        at = at.max(voted_at + timing.patience);
+    }
+    at + timing.rank_delay * rank + handicap
 }
 
 /// Stands for election whenever it is time. Never ends by itself.
@@ -82,8 +84,8 @@ fn next_wait(core: &Core, timing: &ElectionTiming) -> Duration {
     if !voters.contains(&me) || core.is_leader() || core.ending() {
         return IDLE;
     }
-    let open = core.lease.campaign_from();
-    let at = stand_at(timing, rank(&voters, core.leader(), me), core.lease.eligible(), open);
+    let prospects = core.lease.prospects();
+    let at = stand_at(timing, rank(&voters, core.leader(), me), core.lease.eligible(), prospects);
     // While appends come in, the time moves on; looking again when it is reached is soon enough.
     at.saturating_duration_since(core.lease.now())
 }
@@ -119,10 +121,12 @@ mod tests {
     #[test]
     fn the_preferred_node_stands_at_once_and_the_others_give_it_time() {
         let timing = ElectionTiming::for_lease(Duration::from_millis(500));
-        assert_eq!(stand_at(&timing, 0, true, (at(1000), None)), at(1000));
-        assert_eq!(stand_at(&timing, 1, true, (at(1000), None)), at(1025));
-        assert_eq!(stand_at(&timing, 0, false, (at(1000), None)), at(1500));
-        assert_eq!(stand_at(&timing, 0, true, (at(1000), Some(at(990)))), at(1115));
-        assert_eq!(stand_at(&timing, 0, true, (at(1000), Some(at(10)))), at(1000));
+        let open = Prospects { open_from: at(1000), voted_at: None, encouraged_at: None };
+        assert_eq!(stand_at(&timing, 0, true, open), at(1000));
+        assert_eq!(stand_at(&timing, 1, true, open), at(1025));
+        assert_eq!(stand_at(&timing, 0, false, open), at(1500));
+        assert_eq!(stand_at(&timing, 0, true, Prospects { voted_at: Some(at(990)), ..open }), at(1115));
+        assert_eq!(stand_at(&timing, 0, true, Prospects { voted_at: Some(at(10)), ..open }), at(1000));
+        assert_eq!(stand_at(&timing, 1, true, Prospects { encouraged_at: Some(at(1001)), ..open }), at(1051));
     }
 }

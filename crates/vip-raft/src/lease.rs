@@ -49,10 +49,23 @@ struct Inner {
     gate: LeaseGate,
     voters: Vec<BTreeSet<NodeId>>,
     peers: BTreeMap<NodeId, PeerState>,
-    /// When this node last gave its vote to another; it then leaves the field to that one for a while.
+    /// When this node last gave its vote, to another or to itself.
     voted_at: Option<BootInstant>,
+    /// When this node last said that it would give its vote.
+    encouraged_at: Option<BootInstant>,
     /// The newest deadline in the kernel.
     deadline: Option<(Leadership, BootInstant)>,
+}
+
+/// What decides when a node stands for election.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prospects {
+    /// When the gate opens.
+    pub(crate) open_from: BootInstant,
+    /// When this node last gave its vote, to another or to itself.
+    pub(crate) voted_at: Option<BootInstant>,
+    /// When it last said that it would.
+    pub(crate) encouraged_at: Option<BootInstant>,
 }
 
 /// The gate with its mutex. Shared by the votes' handlers, the peers' network, the store and the renewing thread.
@@ -77,7 +90,14 @@ impl Lease {
     pub(crate) fn new(gate: LeaseGate, clock: Clock, sink: Arc<dyn LeaseSink>) -> (Arc<Self>, Receiver<()>) {
         // Depth 1: a renewal that waits takes in everything that came before it runs.
         let (renew, wanted) = sync_channel(1);
-        let inner = Inner { gate, voters: Vec::new(), peers: BTreeMap::new(), voted_at: None, deadline: None };
+        let inner = Inner {
+            gate,
+            voters: Vec::new(),
+            peers: BTreeMap::new(),
+            voted_at: None,
+            encouraged_at: None,
+            deadline: None,
+        };
         let (changed, _) = watch::channel(());
         let eligible = AtomicBool::new(true);
         (Arc::new(Self { inner: Mutex::new(inner), clock, sink, renew, changed, eligible }), wanted)
@@ -245,9 +265,19 @@ impl Lease {
         self.lock().gate.check_campaign((self.clock)())
     }
 
-    pub(crate) fn campaign_from(&self) -> (BootInstant, Option<BootInstant>) {
+    /// This node said that it would give its vote, and leaves the field to the one who asked for a while.
+    pub(crate) fn encouraged(&self) {
+        let now = (self.clock)();
+        self.lock().encouraged_at = Some(now);
+    }
+
+    pub(crate) fn prospects(&self) -> Prospects {
         let inner = self.lock();
-        (inner.gate.campaign_from(), inner.voted_at)
+        Prospects {
+            open_from: inner.gate.campaign_from(),
+            voted_at: inner.voted_at,
+            encouraged_at: inner.encouraged_at,
+        }
     }
 
     pub(crate) fn changed(&self) -> watch::Receiver<()> {

@@ -141,7 +141,10 @@ fn backend_error(error: RequestError) -> BackendError {
         RequestError::Stopped(_) => BackendError::NotReady,
         RequestError::Forwarding(status) => match status.code() {
             tonic::Code::DeadlineExceeded => BackendError::Timeout,
-            _ => BackendError::NoLeader { leader: None },
+            tonic::Code::Unavailable | tonic::Code::Aborted | tonic::Code::FailedPrecondition => {
+                BackendError::NoLeader { leader: None }
+            }
+            _ => BackendError::Internal(format!("the leader answered: {status}")),
         },
     }
 }

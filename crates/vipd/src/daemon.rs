@@ -7,8 +7,9 @@ use anyhow::{Context as _, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use vip_core::{Agent, Command, Input, Outcome};
 use vip_net::address::AddressBook;
 use vip_net::clock::boot_now;
@@ -74,9 +75,9 @@ pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(ends("the watch over this host", host.watch.run()));
     let peers = raft.service();
-    let incoming = TcpListenerStream::new(peer_listener);
+    let incoming = without_delay(peer_listener);
     tasks.spawn(async move {
-        let served = Server::builder().tcp_nodelay(true).add_service(peers).serve_with_incoming(incoming).await;
+        let served = Server::builder().add_service(peers).serve_with_incoming(incoming).await;
         anyhow!("the peers' listener ended: {served:?}")
     });
     tasks.spawn(ends("feeding the agent", feed_agent(handle.clone(), Arc::clone(&mailbox), raft.reign())));
@@ -96,7 +97,7 @@ pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
     serve_api(&mut tasks, backend, api_listener, api_socket)?;
     tasks.spawn(ends("the watchdog", watchdog(Arc::clone(&mailbox))));
 
-    tracing::info!(version = crate::VERSION, node = %config.node, cluster = %config.cluster, "running");
+    tracing::info!(version = crate::VERSION, node = %config.node, name = config.name, cluster = %config.cluster, "running");
     notify(sd_notify::NotifyState::Ready);
     let mut formation = raft.formation();
     let reason: anyhow::Result<&str> = tokio::select! {
@@ -282,6 +283,11 @@ async fn declare_initial_vips(
     std::future::pending::<()>().await;
 }
 
+/// An answer is two small writes; with Nagle's algorithm the second waits 40 ms for the first one's acknowledgement.
+fn without_delay(listener: tokio::net::TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 fn serve_api(
     tasks: &mut JoinSet<anyhow::Error>,
     backend: NodeBackend,
@@ -290,9 +296,9 @@ fn serve_api(
 ) -> anyhow::Result<()> {
     let routes = api::router(Arc::new(backend), api::Limits::default())?;
     if let Some(tcp) = tcp {
-        let server = Server::builder().tcp_nodelay(true).add_routes(routes.clone());
+        let server = Server::builder().add_routes(routes.clone());
         tasks.spawn(async move {
-            anyhow!("the API's listener ended: {:?}", server.serve_with_incoming(TcpListenerStream::new(tcp)).await)
+            anyhow!("the API's listener ended: {:?}", server.serve_with_incoming(without_delay(tcp)).await)
         });
     }
     tasks.spawn(async move {

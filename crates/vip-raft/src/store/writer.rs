@@ -29,8 +29,8 @@ const BATCH: usize = 256;
 pub(super) enum Job {
     /// Encoded entries with their indexes.
     Append { entries: Vec<(u64, Vec<u8>)>, done: IOFlushed },
-    /// A vote.
-    Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
+    /// A vote. Nobody waits where all that is new is that its candidate won, see [`super::log::LogStore`].
+    Vote { vote: Vote, done: Option<oneshot::Sender<io::Result<()>>> },
     /// Take out the entries from this index on.
     Truncate { from: u64 },
     /// Take out the entries up to here.
@@ -45,7 +45,8 @@ impl Job {
     /// Somebody waits for it.
     fn is_awaited(&self) -> bool {
         match self {
-            Self::Append { .. } | Self::Vote { .. } | Self::Snapshot { .. } => true,
+            Self::Append { .. } | Self::Vote { done: Some(_), .. } | Self::Snapshot { .. } => true,
+            Self::Vote { done: None, .. } => false,
             Self::Truncate { .. } | Self::Purge { .. } | Self::Committed { .. } => false,
         }
     }
@@ -53,7 +54,8 @@ impl Job {
     fn answer(self, result: io::Result<()>) {
         match self {
             Self::Append { done, .. } => done.io_completed(result),
-            Self::Vote { done, .. } | Self::Snapshot { done, .. } => {
+            Self::Vote { done: None, .. } => {}
+            Self::Vote { done: Some(done), .. } | Self::Snapshot { done, .. } => {
                 // Nobody there any more: the task was ended while it waited.
                 let _ = done.send(result);
             }

@@ -634,13 +634,15 @@ fn some_rules_are_masked_by_a_neighbour() {
     }
 }
 
+/// Too rare for the first few hundred schedules: found by trying 30,000 of each.
 #[test]
-#[ignore]
-fn explore_tmp() {
-    for (rules, setting) in [(&[Rule::TransferName] as &'static [Rule], toy_of(3)), (&[Rule::TransferName], slow_toy_of(3)), (&[Rule::VoteAlone], slow_toy_of(3)), (&[Rule::TransferName, Rule::VoteAlone], slow_toy_of(3))] {
-        eprintln!("{rules:?} {setting:?} {:?}", first_violation(30000, setting, rules).map(|v| v.0));
+fn rules_that_are_missed_rarely_are_missed_all_the_same() {
+    let cases: [(u64, Setting, &'static [Rule]); 3] = [
+        (1751, toy_of(3), &[Rule::TransferName]),
+        (2485, slow_toy_of(3), &[Rule::TransferName]),
+        (10248, slow_toy_of(3), &[Rule::VoteAlone]),
+    ];
+    for (seed, setting, without) in cases {
+        assert!(Toy::new(seed, setting, without).run().violation.is_some(), "nothing happens without {without:?}");
     }
-    assert_never_two(slow_toy_of(3), 20000);
-    assert_never_two(toy_of(3), 20000);
-    assert_never_two(slow_toy_of(5), 5000);
 }
