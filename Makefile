@@ -67,12 +67,12 @@ build-dev: ## Build programs and tests (target/debug)
 
 .PHONY: test-units
 test-units: ## Unit and property tests, storage suite, rules of the repository
-	$(call step,unit tests,$(CARGO) test $(ALL) --lib --bins $(addprefix --test ,$(TESTS)))
+	$(call step,unit tests,$(CARGO) test $(ALL) --no-fail-fast --lib --bins $(addprefix --test ,$(TESTS)))
 	$(call step,examples in the documentation,$(CARGO) test $(ALL) --doc)
 
 .PHONY: test-hosts
 test-hosts: ## Tests on hosts in network namespaces, with real daemons; needs root
-	$(call step,tests on hosts,$(CARGO) test $(ALL) $(addprefix --test ,$(TESTS_ON_HOSTS)) -- --test-threads=1)
+	$(call step,tests on hosts,$(CARGO) test $(ALL) --no-fail-fast $(addprefix --test ,$(TESTS_ON_HOSTS)) -- --test-threads=1)
 
 # A package for each command that is missing; nothing is asked of the network when none is.
 NEEDED := clang:clang llvm-strip:llvm ip:iproute2 tc:iproute2 nft:nftables nsenter:util-linux mount:mount \

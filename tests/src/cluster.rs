@@ -74,6 +74,22 @@ impl Cluster {
         self.lab.daemon(host)
     }
 
+    /// The end of every daemon's log, without openraft's lines: it tells of every message that did not get through.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        const LINES: usize = 20;
+        let mut text = String::new();
+        for node in self.lab.nodes() {
+            let log = fs::read(node.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            let log = log.unwrap_or_default();
+            let ours: Vec<&str> = log.lines().filter(|line| !line.contains(" openraft::")).collect();
+            for line in &ours[ours.len().saturating_sub(LINES)..] {
+                text += &format!("  {} | {line}\n", node.host());
+            }
+        }
+        text
+    }
+
     /// The nodes that are not `host`.
     #[must_use]
     pub fn others(&self, host: HostId) -> Vec<HostId> {
@@ -142,10 +158,10 @@ impl Cluster {
             let (from, to) = (overlap.from.millis_from(since), overlap.to.millis_from(since));
             text += &format!("  {}: {one} and {other} from {from} ms to {to} ms\n", overlap.vip);
         }
-        bail!("two hosts answered for one VIP for {} ms\n{text}{}", millis(verdict.overlap), self.lab.log_tails(15));
+        bail!("two hosts answered for one VIP for {} ms\n{text}{}", millis(verdict.overlap), self.logs());
     }
 
-    /// Waits for one holder of every VIP, without a break for a second, and says who it is.
+    /// Waits for one holder of every VIP, without a break for a second from now on, and says who it is.
     ///
     /// # Errors
     /// When that does not happen in time.
@@ -154,6 +170,7 @@ impl Cluster {
         const HICCUP: Duration = Duration::from_millis(30);
         let observer = self.lab.observe();
         let deadline = Stamp::now() + limit;
+        std::thread::sleep(STEADY);
         loop {
             std::thread::sleep(Duration::from_millis(50));
             let (from, to) = (Stamp::now() - STEADY, Stamp::now());
@@ -167,7 +184,7 @@ impl Cluster {
                 return Ok(host);
             }
             if to > deadline {
-                bail!("{hosts:?} answered in the last second, not one host for every VIP\n{}", self.lab.log_tails(15));
+                bail!("{hosts:?} answered in the last second, not one host for every VIP\n{}", self.logs());
             }
         }
     }
@@ -185,7 +202,7 @@ impl Cluster {
                 last.host,
                 last.vip,
                 last.at.millis_from(from),
-                self.lab.log_tails(15)
+                self.logs()
             ),
         }
     }

@@ -103,7 +103,7 @@ impl Daemon {
 pub fn wait_for_line(log: &Path, limit: Duration, words: &[&str]) -> TestResult {
     let read = || std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let found = || Ok(read().lines().any(|line| words.iter().all(|word| line.contains(word))));
-    wait_until(&format!("a line with {words:?}"), limit, found).with_context(|| read())
+    wait_until(&format!("a line with {words:?}"), limit, found).with_context(read)
 }
 
 impl Drop for Daemon {

@@ -186,7 +186,8 @@ fn a_right_one_passes_and_what_is_odd_is_said() -> TestResult {
 fn a_file_that_is_not_there_is_named() -> TestResult {
     let output = check(Path::new("/nonexistent/vipd.toml"))?;
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("/nonexistent/vipd.toml"), "{}", stderr(&output));
+    assert_eq!(stderr(&output).matches("/nonexistent/vipd.toml").count(), 1, "{}", stderr(&output));
+    assert_eq!(stderr(&output).matches("No such file").count(), 1, "said once: {}", stderr(&output));
     Ok(())
 }
 

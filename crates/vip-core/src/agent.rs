@@ -43,6 +43,8 @@ pub struct AgentConfig {
     pub acquire_retry: Duration,
     /// How long a refused proposal waits.
     pub propose_retry: Duration,
+    /// For how long a node that failed to acquire a VIP again and again leaves the lead to others.
+    pub blocked_for: Duration,
     /// The least time between two attempts to hand leadership over because an interface is down.
     pub step_aside_interval: Duration,
 }
@@ -207,7 +209,12 @@ struct Life {
     /// Removing the address failed: it may still be there, behind the shut fence.
     leftover: bool,
     retry_at: BootInstant,
+    /// How many times in a row it could not be acquired.
+    failures: u32,
 }
+
+/// After how many failures in a row to acquire one VIP a node leaves the lead to others.
+const FAILURES_TO_BLOCK: u32 = 3;
 
 /// The machine. See the module's documentation.
 #[derive(Debug)]
@@ -228,6 +235,10 @@ pub struct Agent {
     resigned: Option<Leadership>,
     transferred: bool,
     step_aside_at: BootInstant,
+    /// Until when this node counts as one that cannot carry every VIP, since it failed to.
+    blocked_until: BootInstant,
+    /// When [`Self::handle`] was last called.
+    now: BootInstant,
     shutdown: bool,
     finished: bool,
     actions: VecDeque<Action>,
@@ -254,6 +265,8 @@ impl Agent {
             resigned: None,
             transferred: false,
             step_aside_at,
+            blocked_until: BootInstant::ZERO,
+            now,
             shutdown: false,
             finished: false,
             actions: VecDeque::new(),
@@ -262,6 +275,7 @@ impl Agent {
 
     /// Takes in what happened at `now`.
     pub fn handle(&mut self, input: Input, now: BootInstant) {
+        self.now = now;
         match input {
             Input::State(cluster) => self.on_state(cluster),
             Input::Reign(reign) => self.on_reign(reign),
@@ -352,10 +366,11 @@ impl Agent {
             .collect()
     }
 
-    /// Whether every interface that a VIP needs can carry it, so that this node may lead.
+    /// Whether this node can hold every VIP, as far as it knows, so that it may lead: the fence is in place, the
+    /// interfaces carry traffic, and no VIP failed here again and again.
     #[must_use]
     pub fn can_carry_all(&self) -> bool {
-        self.fence_ok && self.cluster.vips.values().all(|vip| self.link_up(&vip.spec))
+        self.fence_ok && self.now >= self.blocked_until && self.cluster.vips.values().all(|vip| self.link_up(&vip.spec))
     }
 
     // ---- inputs ----
@@ -400,12 +415,18 @@ impl Agent {
                 }
                 (Step::Add, Phase::Adding { lost: false }, Ok(())) => {
                     life.problem = None;
+                    life.failures = 0;
                     life.phase = Phase::Active { since: now, announced: 0, next: now };
                 }
                 (Step::Open, Phase::Opening, Err(why))
                 | (Step::Add, Phase::Adding { .. } | Phase::Active { .. }, Err(why)) => {
                     life.problem = Some(why);
                     life.retry_at = now + self.config.acquire_retry;
+                    life.failures += 1;
+                    if life.failures >= FAILURES_TO_BLOCK {
+                        life.failures = 0;
+                        self.blocked_until = now + self.config.blocked_for;
+                    }
                     life.released = Some(epoch);
                     life.phase = Phase::Shutting { fenced: false };
                     shut.push(life.holding.clone());
@@ -614,7 +635,8 @@ impl Agent {
             if known.is_some_and(|life| life.phase != Phase::Standby || life.released >= Some(epoch)) {
                 continue;
             }
-            open.push((self.holding(&vip.spec, epoch), known.and_then(|life| life.problem.clone())));
+            let (problem, failures) = known.map_or((None, 0), |life| (life.problem.clone(), life.failures));
+            open.push((self.holding(&vip.spec, epoch), problem, failures));
         }
         if open.is_empty() {
             return;
@@ -624,7 +646,7 @@ impl Agent {
             .filter(|life| life.phase != Phase::Standby || life.leftover)
             .map(|life| (life.holding.address, &life.holding.vip))
             .collect();
-        open.retain(|(holding, _)| {
+        open.retain(|(holding, ..)| {
             leaving.get(&holding.address).is_none_or(|name| **name == holding.vip)
                 && self
                     .lives
@@ -634,7 +656,7 @@ impl Agent {
         if open.is_empty() {
             return;
         }
-        for (holding, problem) in &open {
+        for (holding, problem, failures) in &open {
             let life = Life {
                 holding: holding.clone(),
                 by: leadership,
@@ -643,10 +665,11 @@ impl Agent {
                 problem: problem.clone(),
                 leftover: false,
                 retry_at: BootInstant::ZERO,
+                failures: *failures,
             };
             self.lives.insert(holding.vip.clone(), life);
         }
-        self.actions.push_back(Action::Open(open.into_iter().map(|(holding, _)| holding).collect()));
+        self.actions.push_back(Action::Open(open.into_iter().map(|(holding, ..)| holding).collect()));
     }
 
     fn propose(&mut self, now: BootInstant) {

@@ -435,6 +435,20 @@ impl LeaseGate {
         self.leading() == Some(leadership)
     }
 
+    /// Whether the current leadership of this node is given up: then it is silent, so that the others elect (R6).
+    #[must_use]
+    pub fn resigned(&self) -> bool {
+        self.leading().is_some_and(|leadership| self.resigned >= Some(leadership))
+    }
+
+    /// Whether `from` may hand its leadership over: it is given up, and nothing that it armed can still run (R6).
+    ///
+    /// The last door before a transfer leaves: whoever asked for it may have been overtaken by another leadership.
+    #[must_use]
+    pub fn may_transfer(&self, from: Leadership) -> bool {
+        self.leading() == Some(from) && self.resigned() && self.used.is_none()
+    }
+
     /// Every deadline that this process armed is zeroed in the kernel; none can be armed in this leadership any more.
     ///
     /// Only to be called after [`Self::resign`], by whoever zeroed them under the gate's mutex.

@@ -5,6 +5,7 @@
 //! refresh it, the kernel takes it away. That is the janitor, not the fence: it is seconds late.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +22,9 @@ use crate::netlink::{Netlink, Request, errno};
 
 /// The `IFA_PROTO` of every address that vipd adds (`ip addr` shows it as `proto 0x76`).
 pub const VIPD_PROTO: u8 = 0x76;
+
+/// The index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
+const LOOPBACK: u32 = 1;
 
 /// Why an address could not be added, removed or listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -211,21 +215,47 @@ impl AddressBook {
     /// One that is not there is done. One without our tag is refused and left as it is.
     #[must_use = "each address has its own result"]
     pub fn remove(&self, addresses: &[OwnedAddress]) -> Vec<Result<(), AddressError>> {
+        let keys: Vec<_> = addresses.iter().map(|wanted| (wanted.index, wanted.address)).collect();
+        self.remove_by(&keys, |found| Some((found.index, found.address)))
+    }
+
+    /// Removes our addresses from whichever interfaces they are on; one result each, in order.
+    ///
+    /// For giving an address up: the interface it was put on may have another name by now. One that is nowhere is
+    /// done. One that is also somewhere without our tag is refused after ours are gone, for this host would still
+    /// answer for it. Not counted is the loopback interface, where the servers behind a load balancer with direct
+    /// return have it.
+    #[must_use = "each address has its own result"]
+    pub fn remove_tagged(&self, addresses: &[IpAddr]) -> Vec<Result<(), AddressError>> {
+        self.remove_by(addresses, |found| (found.is_ours() || found.index != LOOPBACK).then_some(found.address))
+    }
+
+    /// Removes what has our tag and one of the keys; says what has the key and not the tag. One dump for all.
+    fn remove_by<K: Eq + Hash>(
+        &self,
+        keys: &[K],
+        key_of: impl Fn(&KernelAddress) -> Option<K>,
+    ) -> Vec<Result<(), AddressError>> {
         let mut netlink = self.lock();
         let present = match list(&mut netlink) {
-            Ok(addresses) => by_place(addresses),
-            Err(error) => return vec![Err(error); addresses.len()],
+            Ok(present) => present,
+            Err(error) => return vec![Err(error); keys.len()],
         };
-        let found = |wanted: &OwnedAddress| present.get(&(wanted.index, wanted.address)).into_iter().flatten();
-        let ours: Vec<&KernelAddress> = addresses.iter().flat_map(found).filter(|entry| entry.is_ours()).collect();
+        let mut by_key: HashMap<K, Vec<&KernelAddress>> = HashMap::with_capacity(present.len());
+        for found in &present {
+            if let Some(key) = key_of(found) {
+                by_key.entry(key).or_default().push(found);
+            }
+        }
+        let found = |key: &K| by_key.get(key).into_iter().flatten().copied();
+        let ours: Vec<&KernelAddress> = keys.iter().flat_map(found).filter(|entry| entry.is_ours()).collect();
         let mut verdicts = remove_all(&mut netlink, &ours).into_iter();
-        addresses
-            .iter()
-            .map(|wanted| {
-                // As many verdicts as this address had entries of ours, in the same order; the first failure counts.
-                let count = found(wanted).filter(|entry| entry.is_ours()).count();
+        keys.iter()
+            .map(|key| {
+                // As many verdicts as this key had entries of ours, in the same order; the first failure counts.
+                let count = found(key).filter(|entry| entry.is_ours()).count();
                 let removed = verdicts.by_ref().take(count).fold(Ok(()), Result::and);
-                let other = found(wanted).find(|entry| !entry.is_ours());
+                let other = found(key).find(|entry| !entry.is_ours());
                 let refused = other.map(|entry| Err(foreign(entry.address, entry.prefix_len, entry.index)));
                 if removed.is_err() { removed } else { refused.unwrap_or(Ok(())) }
             })

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use common::{addresses_of, between_two_hosts, ip, rtnetlink, run, wait_for};
-use vip_net::address::{AddressBook, AddressError, OwnedAddress, VIPD_PROTO};
+use vip_net::address::{AddressBook, AddressError, KernelAddress, OwnedAddress, VIPD_PROTO};
 use vip_net::announce::Announcer;
 use vip_net::link::ethernet_interfaces;
 
@@ -122,6 +122,40 @@ fn a_sweep_takes_what_is_tagged_from_every_interface_and_nothing_else() {
 }
 
 #[test]
+fn an_address_given_up_is_found_on_whichever_interface_it_is() {
+    between_two_hosts(|world| {
+        ip("link add vip1 type veth peer name vip1p");
+        ip("link set vip1 up");
+        let other = common::index_of("vip1");
+        let book = AddressBook::new().unwrap();
+        let ours = [
+            owned(world.index, "10.9.0.7"),
+            owned(other, "10.9.0.7"),
+            owned(other, "2001:db8::7"),
+            owned(other, "10.9.0.9"),
+        ];
+        all_ok(book.add(&ours, LIFETIME));
+        rtnetlink::add4(other, "10.9.0.7", VIPD_PROTO); // another prefix length
+        ip("addr add 10.9.0.8/32 dev vip1"); // somebody else's
+        ip("addr add 10.9.0.9/32 dev vip0"); // ours there, somebody else's here
+        ip("addr add 10.9.0.7/32 dev lo");
+        ip("link set vip0 down");
+        ip("link set vip0 name renamed0");
+        ip("link set renamed0 up");
+
+        let vips = ["10.9.0.7", "2001:db8::7", "10.9.0.8", "10.9.0.9", "10.9.0.10"];
+        let results = book.remove_tagged(&vips.map(|vip| vip.parse().unwrap()));
+        assert_eq!((results[0], results[1], results[4]), (Ok(()), Ok(()), Ok(())));
+        let foreign = |result, on| matches!(result, Err(AddressError::Foreign { index, .. }) if index == on);
+        assert!(foreign(results[2], other) && foreign(results[3], world.index), "{results:?}");
+        let left = book.list().unwrap();
+        assert!(!left.iter().any(KernelAddress::is_ours), "{left:?}");
+        let kept = |address: &str| left.iter().filter(|found| found.address.to_string() == address).count();
+        assert_eq!(["10.9.0.7", "10.9.0.8", "10.9.0.9"].map(kept), [1, 1, 1]);
+    });
+}
+
+#[test]
 fn errors_name_the_address_and_the_reason() {
     between_two_hosts(|world| {
         let book = AddressBook::new().unwrap();
@@ -152,8 +186,18 @@ fn a_thousand_addresses_come_and_go_in_a_few_batches() {
         assert_eq!(count(), 1000);
         timed("refresh 1000", &mut || all_ok(book.refresh(&vips, LIFETIME)));
         assert_eq!(count(), 1000);
-        timed("remove 1", &mut || all_ok(book.remove(&vips[..1])));
-        timed("add 1", &mut || all_ok(book.add(&vips[..1], LIFETIME)));
+        // One among a thousand: the price of the dump that comes first. The best of a few, for others run too.
+        let mut costs = Vec::new();
+        for _ in 0..5 {
+            let start = Instant::now();
+            all_ok(book.remove_tagged(&[vips[0].address]));
+            let removed = start.elapsed();
+            all_ok(book.add(&vips[..1], LIFETIME));
+            costs.push(removed.max(start.elapsed().checked_sub(removed).unwrap()));
+        }
+        eprintln!("add or remove 1 of 1000: {costs:?}");
+        let limit = Duration::from_millis(if cfg!(debug_assertions) { 200 } else { 10 });
+        assert!(costs.iter().min().unwrap() < &limit, "{costs:?}");
         let interface = ethernet_interfaces().unwrap().into_iter().find(|i| i.index == world.index).unwrap();
         let mut announcer = Announcer::open(&interface).unwrap();
         let all: Vec<IpAddr> = vips.iter().map(|vip| vip.address).collect();

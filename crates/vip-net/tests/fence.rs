@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{SILENCE, Wire, World, between_two_hosts, filters_of, ip, run, wire};
+use common::{SILENCE, Wire, World, between_two_fenced_hosts, filters_of, ip, run, wire};
 use vip_net::announce::{Announced, Announcer};
 use vip_net::clock::boot_now;
 use vip_net::fence::{Fence, FenceError, Gate, LeaseSlot};
@@ -43,7 +43,7 @@ fn far() -> vip_core::BootInstant {
 
 #[test]
 fn a_known_address_is_silent_until_its_lease_runs_and_again_when_it_ends() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         add_vips();
         world.assert_answers(VIP4);
         world.assert_answers(VIP6);
@@ -83,7 +83,7 @@ fn a_known_address_is_silent_until_its_lease_runs_and_again_when_it_ends() {
 
 #[test]
 fn announcements_of_an_address_that_is_shut_stay_in() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         let fence = fenced(world);
         let interface = ethernet_interfaces().unwrap().into_iter().find(|i| i.index == world.index).unwrap();
         let mut announcer = Announcer::open(&interface).unwrap();
@@ -119,7 +119,7 @@ fn announcements_of_an_address_that_is_shut_stay_in() {
 
 #[test]
 fn frames_with_tags_and_with_lies_in_the_socket_are_judged_by_what_they_carry() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         let fence = fenced(world);
         let mut host = Wire::open("vip0");
         let arp = wire::arp_from_host(2, VIP4.parse().unwrap());
@@ -147,7 +147,7 @@ fn frames_with_tags_and_with_lies_in_the_socket_are_judged_by_what_they_carry() 
 
 #[test]
 fn a_lease_ends_at_its_deadline_with_nobody_touching_anything_and_can_be_renewed() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         add_vips();
         let fence = fenced(world);
         fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
@@ -169,7 +169,7 @@ fn a_lease_ends_at_its_deadline_with_nobody_touching_anything_and_can_be_renewed
 
 #[test]
 fn the_filter_outlives_the_handle_and_the_next_one_begins_with_everything_shut() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         add_vips();
         let fence = fenced(world);
         fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
@@ -210,7 +210,7 @@ fn child_that_is_killed_while_it_holds_a_lease() {
 
 #[test]
 fn a_killed_daemon_is_served_until_its_deadline_and_not_longer() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         add_vips();
         // Mounts the filesystem where the child can see it too.
         drop(Fence::open(&world.pin_root).unwrap());
@@ -232,7 +232,7 @@ fn a_killed_daemon_is_served_until_its_deadline_and_not_longer() {
 
 #[test]
 fn a_restart_leaves_no_instant_without_a_filter() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         drop(fenced(world));
         let mut host = Wire::open("vip0");
         let arp = wire::arp_from_host(2, VIP4.parse().unwrap());
@@ -261,7 +261,7 @@ fn a_restart_leaves_no_instant_without_a_filter() {
 
 #[test]
 fn attaching_again_replaces_and_leaves_the_filters_of_others_alone() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         run("tc", "qdisc add dev vip0 clsact");
         // Of the same kind, at the same priority, with the handle that others like to take.
         let mut foreign: Vec<&str> = "filter add dev vip0 egress prio 1 protocol all handle 1 bpf".split(' ').collect();
@@ -294,7 +294,7 @@ fn attaching_again_replaces_and_leaves_the_filters_of_others_alone() {
 
 #[test]
 fn a_filter_removed_by_hand_is_missed() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         let fence = fenced(world);
         for removal in ["filter del dev vip0 egress", "filter del dev vip0 ingress", "qdisc del dev vip0 clsact"] {
             assert!(fence.attached(world.index).unwrap());
@@ -314,7 +314,7 @@ fn a_filter_removed_by_hand_is_missed() {
 
 #[test]
 fn a_second_fence_in_the_same_namespace_is_refused() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         let first = Fence::open(&world.pin_root).unwrap();
         assert!(matches!(Fence::open(&world.pin_root), Err(FenceError::InUse { .. })));
         assert!(matches!(Fence::detach_all(&world.pin_root), Err(FenceError::InUse { .. })));
@@ -325,7 +325,7 @@ fn a_second_fence_in_the_same_namespace_is_refused() {
 
 #[test]
 fn know_leaves_a_held_address_open() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         let fence = Fence::open(&world.pin_root).unwrap();
         fence.hold(&vips(), LeaseSlot::NODE).unwrap(); // not known before
         fence.know(&vips()).unwrap();
@@ -340,7 +340,7 @@ fn know_leaves_a_held_address_open() {
 
 #[test]
 fn the_cost_of_a_renewal_does_not_depend_on_the_number_of_addresses() {
-    between_two_hosts(|world| {
+    between_two_fenced_hosts(|world| {
         let fence = Fence::open(&world.pin_root).unwrap();
         let many: Vec<IpAddr> = (0..1000_u32).map(|n| IpAddr::V4((0x0a0a_0000 + n).into())).collect();
         let timed = |what: &str, action: &dyn Fn()| {

@@ -6,19 +6,21 @@ mod common;
 
 use std::time::Duration;
 
-use common::{World, between_two_hosts, ip, run};
+use common::{World, between_two_fenced_hosts, between_two_hosts, ip, run};
 use vip_net::address::{AddressBook, OwnedAddress, VIPD_PROTO};
 use vip_net::fence::Fence;
 use vip_net::monitor::{Monitor, NetEvent};
 
 fn watching(test: impl AsyncFnOnce(&mut World, &mut Monitor) + Send + 'static) {
-    between_two_hosts(|world| {
-        // Sockets belong to the namespace of the thread that opens them, so the runtime must stay on this one.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut monitor = Monitor::open().unwrap();
-            test(world, &mut monitor).await;
-        });
+    between_two_hosts(|world| watch(world, test));
+}
+
+fn watch(world: &mut World, test: impl AsyncFnOnce(&mut World, &mut Monitor)) {
+    // Sockets belong to the namespace of the thread that opens them, so the runtime must stay on this one.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut monitor = Monitor::open().unwrap();
+        test(world, &mut monitor).await;
     });
 }
 
@@ -83,7 +85,7 @@ fn a_port_that_leaves_its_bridge_is_not_gone() {
 
 #[test]
 fn every_way_to_remove_the_filter_is_told_of() {
-    watching(async |world, monitor| {
+    let test = async |world: &mut World, monitor: &mut Monitor| {
         let index = world.index;
         let fence = Fence::open(&world.pin_root).unwrap();
         let removals = [
@@ -107,7 +109,8 @@ fn every_way_to_remove_the_filter_is_told_of() {
             matches!(e, NetEvent::LinkChanged(i) if i.name == "last0")
         };
         expect(monitor, "last link", search).await;
-    });
+    };
+    between_two_fenced_hosts(move |world| watch(world, test));
 }
 
 #[test]

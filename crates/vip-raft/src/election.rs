@@ -20,6 +20,8 @@ pub struct ElectionTiming {
     pub rank_delay: Duration,
     /// Between two attempts of one node.
     pub retry: Duration,
+    /// The same after [`HASTY_ATTEMPTS`] in a row came to nothing.
+    pub slow_retry: Duration,
     /// How long the field is left to a candidate that got this node's vote, or to this node's own candidacy.
     pub patience: Duration,
     /// How much longer a node waits that could not carry every VIP.
@@ -33,11 +35,15 @@ impl ElectionTiming {
         Self {
             rank_delay: (lease / 20).clamp(Duration::from_millis(8), Duration::from_millis(25)),
             retry: Duration::from_millis(10),
+            slow_retry: (lease / 4).max(Duration::from_millis(25)),
             patience: (lease / 4).clamp(Duration::from_millis(40), Duration::from_millis(250)),
             handicap: lease,
         }
     }
 }
+
+/// A node that nobody answers is patient after so many attempts.
+const HASTY_ATTEMPTS: u32 = 20;
 
 /// The place of `me` among the voters, the lost leader left out. Lower ids are preferred.
 fn rank(voters: &BTreeSet<NodeId>, lost: Option<NodeId>, me: NodeId) -> u32 {
@@ -61,12 +67,21 @@ fn stand_at(timing: &ElectionTiming, rank: u32, eligible: bool, prospects: Prosp
 /// Stands for election whenever it is time. Never ends by itself.
 pub(crate) async fn run(core: Arc<Core>, timing: ElectionTiming) {
     let mut changed = core.lease.changed();
+    let mut attempts = 0;
     loop {
         let wait = next_wait(&core, &timing);
         if wait.is_zero() {
+            if attempts == 0 {
+                tracing::info!("no leader within the lease; standing for election");
+            }
             attempt(&core).await;
-            tokio::time::sleep(timing.retry).await;
+            attempts += 1;
+            let retry = if attempts < HASTY_ATTEMPTS { timing.retry } else { timing.slow_retry };
+            tokio::time::sleep(retry).await;
             continue;
+        }
+        if core.leader().is_some() {
+            attempts = 0;
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}

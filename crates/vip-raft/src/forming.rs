@@ -9,6 +9,7 @@ use tonic::Code;
 use vip_core::NodeId;
 
 use crate::convert::proto;
+use crate::network::Lane;
 use crate::node::Core;
 use crate::types::PeerNode;
 
@@ -78,7 +79,7 @@ async fn next_step(core: &Core) -> Step {
     let asked = members
         .iter()
         .filter(|(id, _)| **id != me)
-        .map(|(id, node)| async { (*id, core.peers.hello((*id, &node.address), mine.clone()).await) });
+        .map(|(id, node)| async { (*id, core.peers.hello((*id, &node.address), Lane::Control, mine.clone()).await) });
     let mut present = vec![me];
     for (id, answer) in futures::future::join_all(asked).await {
         match answer {

@@ -240,7 +240,12 @@ impl Lease {
 
     /// Returns whether this is another refusal than the last one, and so worth a line in the log.
     pub(crate) fn peer_refused(&self, peer: NodeId, why: &str) -> bool {
+        /// Strangers can claim any id; no more of them than this are remembered.
+        const PEERS: usize = 64;
         let mut inner = self.lock();
+        if inner.peers.len() >= PEERS && !inner.peers.contains_key(&peer) {
+            return false;
+        }
         let state = inner.peers.entry(peer).or_default();
         let news = state.refusal.as_deref() != Some(why);
         state.refusal = Some(why.to_owned());
@@ -259,6 +264,14 @@ impl Lease {
 
     pub(crate) fn leading(&self) -> Option<Leadership> {
         self.lock().gate.leading()
+    }
+
+    pub(crate) fn resigned(&self) -> bool {
+        self.lock().gate.resigned()
+    }
+
+    pub(crate) fn may_transfer(&self, from: Leadership) -> bool {
+        self.lock().gate.may_transfer(from)
     }
 
     pub(crate) fn check_campaign(&self) -> Result<(), Shut> {

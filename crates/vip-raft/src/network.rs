@@ -185,6 +185,10 @@ impl LaneChannel {
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn went_silent(&self, generation: u64, address: &str) -> Result<(), Status> {
+        if self.generation.load(Ordering::Relaxed) != generation {
+            // Of a connection that is given up already.
+            return Ok(());
+        }
         if self.silent.fetch_add(1, Ordering::Relaxed) + 1 < SILENT_CALLS {
             return Ok(());
         }
@@ -203,7 +207,14 @@ impl LaneChannel {
 fn connect(address: &str) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(format!("{address} is no peer address: {error}")))?;
-    Ok(endpoint.tcp_nodelay(true).connect_timeout(Duration::from_millis(250)).connect_lazy())
+    Ok(endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(Duration::from_millis(250))
+        // A peer that vanished without a word is noticed, and its connection freed, even where nothing is being sent.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        .connect_lazy())
 }
 
 /// Makes openraft's clients; the connections behind them are shared.
@@ -345,6 +356,10 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         if *req.to_node_id() != self.target.0 {
             return Ok(Ok(()));
         }
+        // Of the leadership that was given up, and no other that this node may have won since.
+        if !self.peers.lease.may_transfer(leadership_of(req.from_leader())) {
+            return Err(rpc_error(&Status::aborted("this leadership is not given up, or its lease may still run")));
+        }
         let request = proto::TransferLeaderRequest {
             sender: None,
             from_leader: Some(req.from_leader().into()),
@@ -378,14 +393,15 @@ fn streaming_error(status: &Status) -> StreamingError<TypeConfig> {
 }
 
 impl Peers {
-    /// Who answers at `address`, before there is a cluster.
+    /// Who answers at `address`: before there is a cluster, and later to keep a connection ready.
     pub(crate) async fn hello(
         &self,
         peer: (NodeId, &str),
+        lane: Lane,
         initial_cluster: String,
     ) -> Result<proto::HelloResponse, Status> {
         let request = proto::HelloRequest { sender: None, initial_cluster };
-        self.call(peer, Lane::Control, Duration::from_secs(1), request, |mut client, request| async move {
+        self.call(peer, lane, Duration::from_secs(1), request, |mut client, request| async move {
             client.hello(request).await
         })
         .await

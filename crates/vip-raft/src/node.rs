@@ -10,17 +10,17 @@ use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
 use openraft::{Config, SnapshotPolicy};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio::task::JoinSet;
 use tonic::Status;
 use vip_core::gate::{LeaseGate, NotArmed};
-use vip_core::{ClusterName, Command, LeaseTiming, NodeId, Outcome, agent};
+use vip_core::{ClusterName, Command, Leadership, LeaseTiming, NodeId, Outcome, agent};
 
 use crate::convert::proto::raft_service_server::RaftServiceServer;
 use crate::election::{self, ElectionTiming};
 use crate::forming;
 use crate::lease::{Clock, LateWitness, Lease, LeaseSink, PeerState, held_vote};
-use crate::network::{MAX_MESSAGE_BYTES, NetworkFactory, Peers};
+use crate::network::{Lane, MAX_MESSAGE_BYTES, NetworkFactory, Peers};
 use crate::peer::Identity;
 use crate::server::PeerServer;
 use crate::store::{Applied, Closing, Hooks, OpenError, Store};
@@ -96,6 +96,9 @@ pub(crate) struct Core {
     pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) config: NodeConfig,
     pub(crate) peers: Arc<Peers>,
+    /// Appends share it, a vote has it alone: between the moment the gate lets a vote through and the moment openraft
+    /// has answered it, no append is acknowledged, so neither can overtake the other.
+    pub(crate) order: Arc<RwLock<()>>,
     raft: OnceLock<Raft>,
     ending: AtomicBool,
 }
@@ -131,6 +134,11 @@ impl Core {
         members.join(",")
     }
 
+    /// Whether the store holds no entry at all.
+    pub(crate) fn log_is_empty(&self) -> bool {
+        self.metrics().is_none_or(|metrics| metrics.last_log_index.is_none())
+    }
+
     fn leader_node(&self) -> Option<(NodeId, PeerNode)> {
         let metrics = self.metrics()?;
         let leader = metrics.current_leader?;
@@ -141,6 +149,10 @@ impl Core {
     /// Proposes on this node, which must lead.
     pub(crate) async fn propose_here(&self, command: Command) -> Result<Outcome, RequestError> {
         let raft = self.raft().map_err(|status| RequestError::Stopped(status.message().to_owned()))?;
+        if self.lease.resigned() {
+            // R6: silent from here on. An entry would renew the promises that the others have to be free of.
+            return Err(RequestError::NoLeader(None));
+        }
         let deadline = self.config.request_timeout;
         match tokio::time::timeout(deadline, raft.client_write(Request(command))).await {
             Err(_) => Err(RequestError::Timeout(deadline)),
@@ -259,6 +271,7 @@ impl RaftNode {
             lease,
             applied,
             peers: Arc::clone(&peers),
+            order: Arc::default(),
             raft: OnceLock::new(),
             ending: AtomicBool::new(false),
             config,
@@ -276,8 +289,10 @@ impl RaftNode {
         let mut tasks = JoinSet::new();
         if pristine && !core.config.initial_members.is_empty() {
             formation_tx.send_replace(forming::Formation::Waiting);
-            tasks.spawn(forming::run(Arc::clone(&core), formation_tx));
+            // The only one that ends by itself; dropped with the runtime otherwise.
+            tokio::spawn(forming::run(Arc::clone(&core), formation_tx));
         }
+        tasks.spawn(keep_connections(Arc::clone(&core)));
         tasks.spawn(follow_membership(Arc::clone(&core)));
         tasks.spawn(follow_applied(Arc::clone(&core)));
         tasks.spawn(follow_reign(Arc::clone(&core), reign_tx));
@@ -324,17 +339,45 @@ impl RaftNode {
         self.formation.clone()
     }
 
-    /// Stops Raft and closes the store. What is held must be released before.
+    /// Resolves when Raft, or a task that drives it, has stopped by itself, with the reason. Cancel safe.
+    pub async fn failed(&mut self) -> String {
+        let Ok(raft) = self.core.raft() else { return "Raft did not start".to_owned() };
+        let mut metrics = raft.metrics();
+        let stopped = async {
+            loop {
+                if let Err(fatal) = &metrics.borrow_watched().running_state {
+                    return fatal.to_string();
+                }
+                if metrics.changed().await.is_err() {
+                    return "Raft is gone".to_owned();
+                }
+            }
+        };
+        tokio::select! {
+            why = stopped => why,
+            ended = self.tasks.join_next() => format!("a task of Raft ended: {ended:?}"),
+        }
+    }
+
+    /// Stops Raft and closes the store. What is held must be released before. Takes a second at most: a disk that hangs
+    /// must not keep the process.
     pub async fn shutdown(mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
         self.core.ending.store(true, Ordering::Relaxed);
-        self.tasks.shutdown().await;
-        if let Ok(raft) = self.core.raft()
-            && let Err(error) = raft.shutdown().await
-        {
-            tracing::warn!(%error, "Raft did not end well");
+        let ended = async {
+            self.tasks.shutdown().await;
+            if let Ok(raft) = self.core.raft()
+                && let Err(error) = raft.shutdown().await
+            {
+                tracing::warn!(%error, "Raft did not end well");
+            }
+        };
+        if tokio::time::timeout(PATIENCE, ended).await.is_err() {
+            tracing::warn!("Raft did not end in time; the disk may hang");
+            return;
         }
         // Who still holds a handle keeps the file open; the process is about to end anyway.
-        let _ = tokio::time::timeout(Duration::from_millis(200), async {
+        let _ = tokio::time::timeout(PATIENCE / 5, async {
             drop(self.core);
             self.closing.wait().await;
         })
@@ -439,11 +482,20 @@ impl RaftHandle {
         self.core.lease.set_eligible(false);
     }
 
-    /// Hands leadership over, and waits until another node leads or `patience` is over. [`Lease::resign`] comes first.
+    /// Says whether this node could carry every VIP. One that is about to end cannot.
+    pub fn set_eligible(&self, eligible: bool) {
+        self.core.lease.set_eligible(eligible && !self.core.ending());
+    }
+
+    /// Hands the leadership `from` over, and waits until another node leads or `patience` is over. [`Lease::resign`] comes first.
     ///
     /// Returns whether another node leads.
-    pub async fn transfer(&self, patience: Duration) -> bool {
+    pub async fn transfer(&self, from: Leadership, patience: Duration) -> bool {
         let Ok(raft) = self.core.raft() else { return false };
+        if !self.core.lease.may_transfer(from) {
+            tracing::warn!(%from, "leadership is not handed over: it is over already, or its lease may still run");
+            return false;
+        }
         let Some(target) = self.transfer_target() else {
             tracing::warn!("nobody to hand leadership over to; the others elect when the lease has run out");
             return false;
@@ -528,6 +580,11 @@ fn raft_config(config: &NodeConfig) -> Result<Config, openraft::ConfigError> {
         enable_elect: false,
         // Heartbeats come from `beat`, at the configured pace and not at that of openraft's tick.
         enable_heartbeat: false,
+        // The followers write an entry while the leader does.
+        broadcast_submitted_on_append: Some(true),
+        // Without a quorum it falls silent, but for a probe now and then: its heartbeats would keep those who hear it
+        // from electing another, together with others whom it does not reach.
+        quorum_loss_probe_interval: Some(2 * lease),
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         removed_leader_step_down: openraft::StepDownPolicy::Never,
@@ -606,13 +663,39 @@ async fn beat(core: Arc<Core>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if raft.is_leader() {
+        // R6: a leader that gave up is silent, so that the others can elect even where nobody took over.
+        if raft.is_leader() && !core.lease.resigned() {
             if raft.trigger().heartbeat().await.is_err() {
                 return;
             }
             // A single voter is its own quorum and gets no answer that would set off a renewal.
             core.lease.want_renewal();
         }
+    }
+}
+
+/// Keeps a connection ready on every lane to every member: a voter that never led has sent nothing on them when it has
+/// to win an election, and making them then would cost the clients milliseconds, or a timeout at a forgetful firewall.
+async fn keep_connections(core: Arc<Core>) {
+    const PACE: Duration = Duration::from_secs(2);
+    const LANES: [Lane; 3] = [Lane::Control, Lane::Replication, Lane::Heartbeat];
+    let mut interval = tokio::time::interval(PACE);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if core.is_leader() {
+            // Its lanes are in use.
+            continue;
+        }
+        let members: Vec<(NodeId, String)> = core.metrics().map_or_else(Vec::new, |metrics| {
+            let membership = metrics.membership_config.membership();
+            membership.nodes().map(|(id, node)| (NodeId(*id), node.address.clone())).collect()
+        });
+        let hellos = members
+            .iter()
+            .filter(|(id, _)| *id != core.identity.node)
+            .flat_map(|(id, address)| LANES.map(|lane| core.peers.hello((*id, address), lane, core.initial_cluster())));
+        futures::future::join_all(hellos).await;
     }
 }
 

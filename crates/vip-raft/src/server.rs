@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::RwLock;
 use tonic::{Request, Response, Status};
 use vip_core::NodeId;
 use vip_core::gate;
@@ -17,14 +16,11 @@ use proto::raft_service_server::RaftService;
 /// The service that a node offers to its peers.
 pub(crate) struct PeerServer {
     core: Arc<Core>,
-    /// Appends share it, a vote has it alone: between the moment the gate lets a vote through and the moment openraft
-    /// has answered it, no append is acknowledged, so neither can overtake the other.
-    order: Arc<RwLock<()>>,
 }
 
 impl PeerServer {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core, order: Arc::default() }
+        Self { core }
     }
 
     /// Lets the sender in, or refuses it, logged once per reason.
@@ -37,6 +33,18 @@ impl PeerServer {
                 tracing::warn!(%peer, reason = status.message(), "refused a peer");
             }
         })
+    }
+
+    /// R3 exempts a store that never promised anything, but one that was wiped looks the same until somebody says how it
+    /// was known. Whoever stands with entries of an elected leader stands in a cluster that has its members: there an
+    /// empty log has no say until a leader has filled it. At a cluster's first election all entries are of term 0.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type")]
+    fn check_pristine(&self, rpc: &types::VoteRequest) -> Result<(), Status> {
+        let established = rpc.last_log_id.as_ref().is_some_and(|last| last.committed_leader_id().term > 0);
+        if established && self.core.log_is_empty() {
+            return Err(Status::aborted("this node's store is empty; it votes once a leader has filled it"));
+        }
+        Ok(())
     }
 
     /// The candidate's lease ran out a moment before this voter's, which took the last append a moment later: letting it
@@ -84,7 +92,7 @@ impl RaftService for PeerServer {
         self.admit(&rpc)?;
         let rpc = types::AppendEntriesRequest::try_from(rpc)?;
         let leader = leadership_of(&rpc.vote);
-        let order = self.order.read().await;
+        let order = self.core.order.read().await;
         let response = self.core.raft()?.append_entries(rpc).await.map_err(|error| fatal(&error))?;
         // Before the answer goes out, so that the promise is at least as long as what the leader takes it for.
         let rejected = matches!(response, types::AppendEntriesResponse::HigherVote(_));
@@ -99,8 +107,9 @@ impl RaftService for PeerServer {
         let rpc = request.into_inner();
         self.admit(&rpc)?;
         let (asked, rpc) = vote_requests(rpc)?;
+        self.check_pristine(&rpc)?;
         self.wait_at_the_gate(asked).await;
-        let (core, order) = (Arc::clone(&self.core), Arc::clone(&self.order));
+        let (core, order) = (Arc::clone(&self.core), Arc::clone(&self.core.order));
         // In a task of its own: a caller who hangs up ends this handler, but not the vote that openraft may grant yet.
         let handling = tokio::spawn(async move {
             let _order = order.write_owned().await;
@@ -115,6 +124,7 @@ impl RaftService for PeerServer {
         let rpc = request.into_inner();
         self.admit(&rpc)?;
         let (asked, rpc) = vote_requests(rpc)?;
+        self.check_pristine(&rpc)?;
         self.wait_at_the_gate(asked).await;
         self.core.lease.check_vote(asked).map_err(shut)?;
         let response = self.core.raft()?.pre_vote(rpc).await.map_err(|error| fatal(&error))?;
@@ -155,7 +165,7 @@ impl RaftService for PeerServer {
         self.admit(&rpc)?;
         let vote: types::Vote = required(rpc.vote, "vote")?.into();
         let snapshot = types::Snapshot { meta: from_json(&rpc.meta, "a snapshot's meta")?, snapshot: rpc.data };
-        let _order = self.order.read().await;
+        let _order = self.core.order.read().await;
         let response = self.core.raft()?.install_full_snapshot(vote, snapshot).await.map_err(|error| fatal(&error))?;
         // A snapshot renews openraft's lease, so it counts here too; it does not count for the leader's.
         if leadership_of(&response.vote) == leadership_of(&vote)

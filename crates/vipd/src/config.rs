@@ -578,7 +578,7 @@ impl Check<'_> {
         match members.len() {
             1 => self.warnings.push("the initial cluster has one voter: its failure stops all VIPs".to_owned()),
             even if even > 0 && even % 2 == 0 => self.warnings.push(format!(
-                "the initial cluster has {even} voters, an even number: it survives no more failures than {}, add or leave out one",
+                "the initial cluster has {even} voters, an even number: it survives no more failures than {} would; add or leave out one",
                 even - 1
             )),
             _ => {}

@@ -50,7 +50,7 @@ pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
         None => None,
     };
     let api_socket = listen::unix(&config.api_socket).await?;
-    let raft = start_raft(&config, sink, fatal_tx).await?;
+    let mut raft = start_raft(&config, sink, fatal_tx).await?;
     let handle = raft.handle();
 
     let (statuses_tx, statuses) = watch::channel(Statuses::default());
@@ -68,6 +68,7 @@ pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
         statuses: statuses_tx,
         transferring: transferring_tx,
         finished: Some(finished_tx),
+        resigned: None,
     }
     .spawn()
     .context("cannot start the agent's thread")?;
@@ -77,7 +78,7 @@ pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let peers = raft.service();
     let incoming = without_delay(peer_listener);
     tasks.spawn(async move {
-        let served = Server::builder().add_service(peers).serve_with_incoming(incoming).await;
+        let served = server().add_service(peers).serve_with_incoming(incoming).await;
         anyhow!("the peers' listener ended: {served:?}")
     });
     tasks.spawn(ends("feeding the agent", feed_agent(handle.clone(), Arc::clone(&mailbox), raft.reign())));
@@ -105,8 +106,8 @@ pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
         _ = interrupt.recv() => Ok("SIGINT"),
         error = fatal.recv() => Err(anyhow!("the store failed: {}", error.unwrap_or_default())),
         why = refused(&mut formation) => Err(anyhow!("this node must not join: {why}")),
+        why = raft.failed() => Err(anyhow!("{why}")),
         ended = tasks.join_next() => Err(ended_error(ended)),
-        _ = &mut finished => Err(anyhow!("the agent ended by itself")),
     };
     match &reason {
         Ok(signal) => tracing::info!(signal, "ending: giving the VIPs back"),
@@ -283,6 +284,13 @@ async fn declare_initial_vips(
     std::future::pending::<()>().await;
 }
 
+/// A connection whose other end vanished without a word is noticed and closed: over the years they would add up.
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+}
+
 /// An answer is two small writes; with Nagle's algorithm the second waits 40 ms for the first one's acknowledgement.
 fn without_delay(listener: tokio::net::TcpListener) -> TcpIncoming {
     TcpIncoming::from(listener).with_nodelay(Some(true))
@@ -296,13 +304,13 @@ fn serve_api(
 ) -> anyhow::Result<()> {
     let routes = api::router(Arc::new(backend), api::Limits::default())?;
     if let Some(tcp) = tcp {
-        let server = Server::builder().add_routes(routes.clone());
+        let server = server().add_routes(routes.clone());
         tasks.spawn(async move {
             anyhow!("the API's listener ended: {:?}", server.serve_with_incoming(without_delay(tcp)).await)
         });
     }
     tasks.spawn(async move {
-        let server = Server::builder().add_routes(routes);
+        let server = server().add_routes(routes);
         anyhow!("the API's socket ended: {:?}", server.serve_with_incoming(UnixListenerStream::new(unix)).await)
     });
     Ok(())

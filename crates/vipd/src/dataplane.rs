@@ -25,7 +25,7 @@ pub(crate) trait Dataplane: Send {
     fn add(&mut self, holdings: &[Holding]) -> Vec<Result<(), String>>;
     /// Renews the lifetime of addresses.
     fn refresh(&mut self, holdings: &[Holding]) -> Vec<Result<(), String>>;
-    /// Takes addresses off their interfaces.
+    /// Takes addresses off whichever interfaces they are on.
     fn remove(&mut self, holdings: &[Holding]) -> Vec<Result<(), String>>;
     /// Announces addresses; answers with the interfaces on which that failed.
     fn announce(&mut self, holdings: &[Holding]) -> Vec<String>;
@@ -127,8 +127,9 @@ impl Dataplane for Kernel {
     }
 
     fn remove(&mut self, holdings: &[Holding]) -> Vec<Result<(), String>> {
-        // An interface that is gone took its addresses with it.
-        self.with_indices(holdings, &Ok(()), |book, owned| texts(book.remove(owned)))
+        // By address and not by interface: an interface that was renamed still has it, and once the VIP is
+        // forgotten nothing would keep this host from answering. One that is gone took its addresses with it.
+        texts(self.book.remove_tagged(&addresses(holdings)))
     }
 
     fn announce(&mut self, holdings: &[Holding]) -> Vec<String> {

@@ -34,6 +34,8 @@ pub(crate) struct Driver<D> {
     /// Whether leadership is being handed over, or was, as far as this node could.
     pub(crate) transferring: watch::Sender<bool>,
     pub(crate) finished: Option<oneshot::Sender<()>>,
+    /// The leadership that was given up last, and is to be handed over.
+    pub(crate) resigned: Option<Leadership>,
 }
 
 impl<D: Dataplane + 'static> Driver<D> {
@@ -58,7 +60,7 @@ impl<D: Dataplane + 'static> Driver<D> {
                 acted |= self.act();
             }
             if carries_changed && self.finished.is_some() {
-                self.raft.lease().set_eligible(self.agent.can_carry_all());
+                self.raft.set_eligible(self.agent.can_carry_all());
             }
             if acted || carries_changed {
                 self.publish();
@@ -126,6 +128,7 @@ impl<D: Dataplane + 'static> Driver<D> {
             }
             Action::Resign(leadership) => {
                 tracing::info!(%leadership, "giving the VIPs back");
+                self.resigned = Some(leadership);
                 if let Err(error) = self.raft.lease().resign(leadership) {
                     tracing::error!(%error, "cannot end the lease in the kernel; it runs to its deadline");
                 }
@@ -168,10 +171,11 @@ impl<D: Dataplane + 'static> Driver<D> {
     }
 
     fn transfer(&self) {
+        let Some(from) = self.resigned else { return };
         let (raft, transferring) = (self.raft.clone(), self.transferring.clone());
         transferring.send_replace(true);
         self.runtime.spawn(async move {
-            if !raft.transfer(TRANSFER_PATIENCE).await {
+            if !raft.transfer(from, TRANSFER_PATIENCE).await {
                 tracing::warn!(
                     "no other node took over leadership in time; the others elect when the lease has run out"
                 );
@@ -213,6 +217,7 @@ pub(crate) fn agent_config(config: &crate::config::Config) -> AgentConfig {
         address_refresh: config.address_lifetime / 3,
         acquire_retry: Duration::from_secs(1),
         propose_retry: Duration::from_millis(50),
+        blocked_for: Duration::from_secs(30),
         step_aside_interval: Duration::from_secs(5),
     }
 }

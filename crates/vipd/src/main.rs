@@ -74,10 +74,11 @@ fn main() -> ExitCode {
 
 fn run(path: &Path) -> anyhow::Result<()> {
     let loaded = config::load(path)?;
-    init_log(&loaded.config)?;
+    let _log = init_log(&loaded.config)?;
     for warning in &loaded.warnings {
         tracing::warn!(warning, "configuration");
     }
+    process::end_with_vital_threads();
     // Before any thread is started: they inherit it.
     process::unblock_signals().map_err(anyhow::Error::msg)?;
     if let Err(warning) = process::realtime(loaded.config.realtime_priority) {
@@ -113,26 +114,36 @@ fn check(path: &Path) -> anyhow::Result<()> {
 
 fn cleanup(path: &Path) -> anyhow::Result<()> {
     let config = config::load(path)?.config;
+    // Opening it refuses where a daemon runs, and shuts it: what is left answers nothing from here on. The filters go
+    // last, when there is nothing any more that they would have to stop.
+    let fence = vip_net::fence::Fence::open(&config.pin_root)?;
     let swept = vip_net::address::AddressBook::new()?.sweep()?;
+    drop(fence);
     let removed = vip_net::fence::Fence::detach_all(&config.pin_root)?;
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "removed {} addresses and {} filters", swept.len(), removed.filters)?;
     Ok(())
 }
 
-fn init_log(config: &Config) -> anyhow::Result<()> {
+/// What is logged before the returned guard is dropped is written by then.
+fn init_log(config: &Config) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
+    use tracing_appender::non_blocking::NonBlockingBuilder;
     use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::prelude::*;
+    /// How many lines wait for a slow reader; the default of 128,000 would take more memory than all the rest.
+    const LINES: usize = 2048;
     let mut filter: Targets = config.log_level.parse().context("log.level")?;
     if !config.log_level.contains("openraft") {
-        // It tells every step of every election at `info`; what matters of that is told by vipd.
-        filter = filter.with_target("openraft", LevelFilter::WARN);
+        // It tells every failed call to a peer that is down; what matters of that is told by vipd, once.
+        filter = filter.with_target("openraft", LevelFilter::ERROR);
     }
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Lines are dropped rather than waited for: a log that nobody reads must not cost a lease.
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stderr());
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry();
     match config.log_format {
         LogFormat::Text => registry.with(layer.with_ansi(false).with_filter(filter)).init(),
         LogFormat::Json => registry.with(layer.json().with_filter(filter)).init(),
     }
-    Ok(())
+    Ok(guard)
 }

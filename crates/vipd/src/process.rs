@@ -37,3 +37,16 @@ pub(crate) fn lock_memory() -> Result<(), String> {
         format!("locking memory was refused ({error}); give CAP_IPC_LOCK or set process.lock_memory = false")
     })
 }
+
+/// Ends the process when a thread panics that the VIPs rest on: the kernel's deadline shuts the fence, others take over,
+/// and a supervisor starts a daemon that is whole. A node without one of them would look alive and hold nothing.
+pub(crate) fn end_with_vital_threads() {
+    const VITAL: [&str; 2] = ["vipd-lease", "vipd-agent"];
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if std::thread::current().name().is_some_and(|name| VITAL.contains(&name)) {
+            std::process::exit(1);
+        }
+    }));
+}

@@ -34,7 +34,7 @@ fn survives_every_fault(profile: Profile) -> TestResult {
         println!("{line}");
         let longest = record.worst_outage_ms().max(record.after_heal_ms.unwrap_or_default());
         if !record.passed() || longest > bound(fault).as_secs_f64() * 1000.0 {
-            problems.push(format!("{line}\n{:?}\n{}", record.holders, cluster.lab.log_tails(20)));
+            problems.push(format!("{line}\n{:?}\n{}", record.holders, cluster.logs()));
         }
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));

@@ -88,8 +88,11 @@ fn a_minority_holds_nothing_past_its_lease() -> TestResult {
     cluster.nobody_answered(lease_end, Stamp::now())?;
     assert!(!cluster.lab.observe().answers(killed).is_empty(), "it held them until then");
     assert_eq!(cluster.vips_on(owner)?, BTreeSet::new(), "the addresses are taken away");
-    let log = cluster.node(owner).log_tail(50);
-    assert!(log.contains("lease") || log.contains("quorum"), "it must say why\n{log}");
+    // Not a line of the libraries: openraft tells of every message that did not get through.
+    let log = std::fs::read_to_string(cluster.node(owner).log_path())?;
+    let ours: Vec<&str> = log.lines().filter(|line| !line.contains(" openraft::")).collect();
+    let said = ours.iter().any(|line| line.contains("quorum") && (line.contains("WARN") || line.contains("ERROR")));
+    assert!(said, "it must say that it has no quorum, but it says\n{}", ours.join("\n"));
 
     cluster.node(others[0]).start()?;
     cluster.wait_for_one(PATIENCE)?;
@@ -133,7 +136,7 @@ fn a_stopped_owner_hands_over_and_ends_well() -> TestResult {
     assert_ne!(heir, owner);
     let outage = cluster.outage(before);
     println!("handed over within {outage:?}");
-    assert!(outage < Profile::Default.lease(), "a planned move waits for no lease: {outage:?}");
+    assert!(outage < Profile::Default.lease() / 2, "a planned move waits for no lease: {outage:?}\n{}", daemon.log());
     cluster.never_two(Stamp::default())
 }
 
@@ -150,5 +153,5 @@ pub(crate) fn hand_over_until(cluster: &Cluster, wanted: HostId) -> TestResult {
         cluster.wait_for_one(PATIENCE)?;
         cluster.node(holder).start()?;
     }
-    anyhow::bail!("{wanted} never becomes the holder\n{}", cluster.lab.log_tails(15))
+    anyhow::bail!("{wanted} never becomes the holder\n{}", cluster.logs())
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use anyhow::Context;
 use vip_lab::{HostId, Profile, Stamp};
 use vip_tests::TestResult;
 use vip_tests::cluster::{Cluster, PATIENCE, cluster};
@@ -22,7 +23,7 @@ fn with_one_stopped() -> anyhow::Result<Option<(Cluster, HostId, Stamp)>> {
 
 fn nothing_happened(cluster: &Cluster, since: Stamp) -> TestResult {
     let outage = cluster.outage(since);
-    assert!(outage < HICCUP, "the VIPs were away for {outage:?}\n{}", cluster.lab.log_tails(15));
+    assert!(outage < HICCUP, "the VIPs were away for {outage:?}\n{}", cluster.logs());
     assert_eq!(cluster.wait_for_one(PATIENCE)?, cluster.owner);
     cluster.never_two(Stamp::default())
 }
@@ -33,7 +34,26 @@ fn a_wiped_disk_under_a_known_id() -> TestResult {
     let store = cluster.node(host).dir().join("raft.redb");
     fs::remove_file(store)?;
     let daemon = cluster.start_alone(host)?;
-    daemon.gives_up(LIMIT, &["a wiped disk is a new node", "comes with store", "the cluster knows it with store"])?;
+    daemon
+        .gives_up(LIMIT, &["a wiped disk is a new node", "comes with store", "the cluster knows it with store"])
+        .with_context(|| cluster.logs())?;
+    nothing_happened(&cluster, since)
+}
+
+/// The same, and the leader speaks first: the node's own questions do not get through for a while.
+#[test]
+fn a_wiped_disk_that_the_leader_reaches_first() -> TestResult {
+    const RULES: &str = "table inet test { chain out { type filter hook output priority 0; policy accept\n\
+         tcp dport 7400 tcp flags & (syn | ack) == syn drop\n}\n}\n";
+    let Some((cluster, host, since)) = with_one_stopped()? else { return Ok(()) };
+    fs::remove_file(cluster.node(host).dir().join("raft.redb"))?;
+    let netns = cluster.lab.network().host(host);
+    netns.run_with_input(["nft", "-f", "-"], RULES)?;
+    let daemon = cluster.start_alone(host)?;
+    daemon.wait_for_line(LIMIT, &["running"])?;
+    std::thread::sleep(Duration::from_secs(2));
+    netns.run(["nft", "delete", "table", "inet", "test"])?;
+    daemon.gives_up(LIMIT, &["a wiped disk is a new node"]).with_context(|| cluster.logs())?;
     nothing_happened(&cluster, since)
 }
 

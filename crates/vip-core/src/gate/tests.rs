@@ -277,7 +277,9 @@ fn r6_a_resigned_leadership_never_arms_again_and_lets_its_successor_stand_at_onc
         gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(32)).is_err(),
         "the deadline still runs in the kernel"
     );
+    assert!(gate.resigned() && !gate.may_transfer(reign(1, 1)));
     gate.released();
+    assert!(gate.may_transfer(reign(1, 1)) && !gate.may_transfer(reign(0, 1)));
     assert_eq!(gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(32)), Ok(()));
 }
 

@@ -5,6 +5,13 @@
 //! that is written too late opens nothing. Programs and maps stay in the kernel when the process ends: what is
 //! held stays open until its lease runs out, and then it is shut.
 //!
+//! What this host only carries passes, also while the address is shut, so that its containers and virtual machines
+//! reach the owner through it: on the way in, frames that it bridges, or routes on through another interface; on
+//! the way out, frames that came in from outside and spoke for the address already then. Never what it makes
+//! itself, and never what its NAT gives the address to. A request that it would take itself is dropped as well,
+//! although the answer could not leave: served and not answered means served twice. What stays out although it
+//! is carried, in doubt, is listed at the head of `bpf/fence.bpf.c`.
+//!
 //! State is in three maps, pinned below the BPF filesystem in `vipd/<network namespace>-v1/`: which addresses are
 //! known and which lease each is held under, their counters, and one deadline for each lease. Renewing a lease
 //! is one write, however many addresses are held under it.
@@ -56,7 +63,7 @@ impl LeaseSlot {
 /// What the fence did with the frames of one address since it became known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Frames let through.
+    /// Frames let through, not counting those that were only carried.
     pub passed: u64,
     /// Frames stopped.
     pub dropped: u64,
@@ -67,7 +74,7 @@ pub struct Counters {
 /// How one address stands in the fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// Known; nothing passes.
+    /// Known; nothing of this host passes.
     Shut,
     /// Passes while this lease runs.
     Held(LeaseSlot),
@@ -135,6 +142,8 @@ impl Fence {
         pins.create()?;
 
         let mut object = aya::EbpfLoader::new()
+            // Nothing in the object is relocated against the kernel's types, whose parsed form would stay in memory.
+            .btf(None)
             .default_map_pin_directory(pins.path())
             .load(maps::OBJECT)
             .map_err(FenceError::load)?;

@@ -6,13 +6,14 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pnet::datalink::{self, Channel, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
+use vip_net::fence::Fence;
 
 pub mod rtnetlink;
 pub mod wire;
@@ -34,7 +35,7 @@ pub struct World {
     pub index: u32,
     pub pin_root: PathBuf,
     pub wire: Wire,
-    jobs: mpsc::Sender<Job>,
+    _peer: Elsewhere,
 }
 
 /// The peer's end of the cable.
@@ -47,9 +48,7 @@ pub struct Wire {
 /// VIPD_TEST_REQUIRE_ROOT=1.
 pub fn between_two_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
     if !may_unshare() {
-        let required = std::env::var("VIPD_TEST_REQUIRE_ROOT").is_ok_and(|value| value == "1");
-        assert!(!required, "VIPD_TEST_REQUIRE_ROOT=1, but this process may not make network namespaces");
-        eprintln!("SKIPPED: needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF); nothing was tested");
+        skip("this process may not make network namespaces");
         return;
     }
     // unshare acts on the calling thread alone, so a thread is what a host lives in.
@@ -68,6 +67,35 @@ pub fn between_two_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
     }
 }
 
+/// The same for a test that needs the fence, which namespaces alone do not give (a container, say).
+pub fn between_two_fenced_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
+    match why_no_fence() {
+        Some(reason) => skip(&format!("the fence cannot be loaded: {reason}")),
+        None => between_two_hosts(test),
+    }
+}
+
+fn skip(reason: &str) {
+    let required = std::env::var("VIPD_TEST_REQUIRE_ROOT").is_ok_and(|value| value == "1");
+    assert!(!required, "VIPD_TEST_REQUIRE_ROOT=1, but {reason}");
+    eprintln!("SKIPPED: needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF); nothing was tested: {reason}");
+}
+
+/// Why the fence does not load here, found out once for all tests of a binary; `None` also where there are no
+/// namespaces to try it in.
+fn why_no_fence() -> Option<&'static str> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    let try_it = || {
+        let directory = tempfile::tempdir().unwrap();
+        enter_namespaces();
+        let root = directory.path().join("bpf");
+        let reason = Fence::open(&root).and_then(|fence| fence.attach(index_of("lo"))).err().map(|e| e.to_string());
+        let _ = nix::mount::umount(&root);
+        reason
+    };
+    REASON.get_or_init(|| may_unshare().then(|| thread::spawn(try_it).join().unwrap()).flatten()).as_deref()
+}
+
 fn may_unshare() -> bool {
     thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).is_ok()).join().unwrap()
 }
@@ -80,56 +108,56 @@ fn enter_namespaces() {
 
 impl World {
     fn build(directory: &Path) -> Self {
-        let (jobs, peer) = start_peer();
+        let peer = Elsewhere::new();
         ip("link set lo up");
         ip(&format!(
             "link add vip0 address {} type veth peer name peer0 address {}",
             mac_text(HOST_MAC),
             mac_text(PEER_MAC)
         ));
-        ip(&format!("link set peer0 netns {peer}"));
+        ip(&format!("link set peer0 netns {}", peer.tid));
         ip("link set vip0 addrgenmode none");
         ip("link set vip0 up");
         ip("addr add 10.9.0.1/24 dev vip0");
         ip("addr add fd00:9::1/64 dev vip0 nodad");
-        let (sender, receiver) = mpsc::channel();
-        jobs.send(Box::new(move || {
+        let wire = peer.run(|| {
             ip("link set peer0 addrgenmode none");
             ip("link set peer0 up");
-            sender.send(Wire::open("peer0")).unwrap();
-        }))
-        .unwrap();
-        let wire = receiver.recv().unwrap();
+            Wire::open("peer0")
+        });
         // The peer's kernel has no address and answers nothing.
         ip(&format!("neigh add {PEER4} lladdr {} dev vip0 nud permanent", mac_text(PEER_MAC)));
         ip(&format!("neigh add {PEER6} lladdr {} dev vip0 nud permanent", mac_text(PEER_MAC)));
         let index = index_of("vip0");
         wait_for(|| ip_json("link show dev vip0")[0]["operstate"] == "UP");
-        Self { index, pin_root: directory.join("bpf"), wire, jobs }
+        Self { index, pin_root: directory.join("bpf"), wire, _peer: peer }
     }
 
-    /// Whether the host answers on the wire for an address, asked with ARP and echo, or NS and echo.
+    /// Whether the host answers on the wire for an address, asked with ARP or NS, echo, and a SYN.
     pub fn answers(&mut self, address: std::net::IpAddr, patience: Duration) -> Answers {
         match address {
             std::net::IpAddr::V4(ip) => Answers {
                 resolves: self.wire.ask(&wire::arp_request(ip), |f| wire::is_arp_of(f, ip), patience),
                 echoes: self.wire.ask(&wire::echo4(ip), |f| wire::is_echo_reply4(f, ip), patience),
+                connects: self.wire.ask(&wire::syn4(ip), |f| wire::is_tcp4(f, ip), patience),
             },
             std::net::IpAddr::V6(ip) => Answers {
                 resolves: self.wire.ask(&wire::solicitation(ip), |f| wire::is_advertisement_of(f, ip), patience),
                 echoes: self.wire.ask(&wire::echo6(ip), |f| wire::is_echo_reply6(f, ip), patience),
+                connects: self.wire.ask(&wire::syn6(ip), |f| wire::is_tcp6(f, ip), patience),
             },
         }
     }
 
     pub fn assert_answers(&mut self, address: &str) {
         let answers = self.answers(address.parse().unwrap(), PATIENCE);
-        assert_eq!(answers, Answers { resolves: true, echoes: true }, "{address} should answer");
+        assert_eq!(answers, Answers { resolves: true, echoes: true, connects: true }, "{address} should answer");
     }
 
     pub fn assert_silent(&mut self, address: &str) {
         let answers = self.answers(address.parse().unwrap(), SILENCE);
-        assert_eq!(answers, Answers { resolves: false, echoes: false }, "{address} should be silent");
+        let silent = Answers { resolves: false, echoes: false, connects: false };
+        assert_eq!(answers, silent, "{address} should be silent");
     }
 }
 
@@ -139,6 +167,8 @@ pub struct Answers {
     pub resolves: bool,
     /// To ICMP echo.
     pub echoes: bool,
+    /// To a SYN, with whatever TCP says (a reset where nobody listens).
+    pub connects: bool,
 }
 
 impl Wire {
@@ -200,16 +230,30 @@ impl Wire {
     }
 }
 
-/// The peer's thread id, by which `ip` finds its namespace, and what it is told to do.
-fn start_peer() -> (mpsc::Sender<Job>, i32) {
-    let (jobs, inbox) = mpsc::channel::<Job>();
-    let (ready, started) = mpsc::channel();
-    thread::spawn(move || {
-        enter_namespaces();
-        ready.send(nix::unistd::gettid().as_raw()).unwrap();
-        inbox.into_iter().for_each(|job| job());
-    });
-    (jobs, started.recv().unwrap())
+/// Another host: a thread in namespaces of its own that does what it is told.
+pub struct Elsewhere {
+    jobs: mpsc::Sender<Job>,
+    /// The thread's id, by which `ip` finds its namespace.
+    pub tid: i32,
+}
+
+impl Elsewhere {
+    pub fn new() -> Self {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (ready, started) = mpsc::channel();
+        thread::spawn(move || {
+            enter_namespaces();
+            ready.send(nix::unistd::gettid().as_raw()).unwrap();
+            inbox.into_iter().for_each(|job| job());
+        });
+        Self { jobs, tid: started.recv().unwrap() }
+    }
+
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = mpsc::channel();
+        self.jobs.send(Box::new(move || sender.send(job()).unwrap())).unwrap();
+        receiver.recv().expect("the job panicked")
+    }
 }
 
 pub fn run(program: &str, arguments: &str) -> String {

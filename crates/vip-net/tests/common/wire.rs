@@ -66,6 +66,39 @@ pub fn is_echo_reply4(frame: &[u8], source: Ipv4Addr) -> bool {
     frame.get(12..14) == Some(&[0x08, 0x00]) && frame.get(26..30) == Some(&source.octets()) && frame[34] == 0
 }
 
+/// A SYN to port 80.
+pub fn syn4(target: Ipv4Addr) -> Vec<u8> {
+    let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0];
+    ip.extend(PEER4.octets());
+    ip.extend(target.octets());
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum);
+    let pseudo = [&PEER4.octets()[..], &target.octets(), &[0, 6, 0, 20]].concat();
+    [ethernet(HOST_MAC, PEER_MAC, [0x08, 0x00]), ip, syn(&pseudo)].concat()
+}
+
+pub fn syn6(target: Ipv6Addr) -> Vec<u8> {
+    let addresses = [PEER6.octets(), target.octets()].concat();
+    let segment = syn(&[&addresses[..], &[0, 0, 0, 20, 0, 0, 0, 6]].concat());
+    let header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+    [ethernet(HOST_MAC, PEER_MAC, [0x86, 0xdd]), header, addresses, segment].concat()
+}
+
+fn syn(pseudo: &[u8]) -> Vec<u8> {
+    let mut segment = vec![0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0];
+    let sum = checksum(&[pseudo, &segment].concat());
+    segment[16..18].copy_from_slice(&sum);
+    segment
+}
+
+pub fn is_tcp4(frame: &[u8], source: Ipv4Addr) -> bool {
+    frame.get(12..14) == Some(&[0x08, 0x00]) && frame.get(26..30) == Some(&source.octets()) && frame[23] == 6
+}
+
+pub fn is_tcp6(frame: &[u8], source: Ipv6Addr) -> bool {
+    frame.get(12..14) == Some(&[0x86, 0xdd]) && frame.get(22..38) == Some(&source.octets()) && frame[20] == 6
+}
+
 fn icmp6(mac: [u8; 6], destination: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
     let length = u8::try_from(message.len()).unwrap();
     let addresses = [PEER6.octets(), destination.octets()].concat();

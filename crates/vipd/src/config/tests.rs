@@ -142,7 +142,7 @@ fn members_and_vips_are_taken_over() {
 
 // ---- what is wrong ----
 
-/// What is replaced (nothing: added at the end), by what, and the line, key and words of the one problem there then is.
+/// What is replaced (nothing: added at the end), by what, and the line, key and words of the problem that there then is.
 type Wrong = (&'static str, &'static str, Option<usize>, &'static str, &'static [&'static str]);
 
 #[rustfmt::skip] // a table
@@ -202,14 +202,16 @@ const WRONG_VIPS: &[(&str, usize, &str, &[&str])] = &[
     ("name = \"a\"\naddress = \"192.0.2.100\"\ninterface = \"e\"\n[[initial_vip]]\nname = \"b\"\naddress = \"192.0.2.100\"\ninterface = \"e\"", 27, "address", &["192.0.2.100", "line 22"]),
 ];
 
-fn assert_one_problem(text: &str, line: Option<usize>, key: &str, says: &[&str]) {
+/// One problem, or several with the same key.
+fn assert_problem(text: &str, line: Option<usize>, key: &str, says: &[&str]) {
     let found = problems(text);
-    let [problem] = found.as_slice() else { panic!("one problem, not {found:#?}, in\n{text}") };
-    assert_eq!((problem.line, problem.key.as_str()), (line, key), "{problem}, in\n{text}");
-    let shown = problem.to_string();
+    for problem in &found {
+        assert_eq!((problem.line, problem.key.as_str()), (line, key), "{problem}, in\n{text}");
+    }
+    let shown = found[0].to_string();
     assert!(shown.starts_with(&line.map_or_else(|| format!("{key}: "), |line| format!("line {line}: {key}: "))));
     for word in says {
-        assert!(problem.text.contains(word), "{word:?} is missing in: {shown}");
+        assert!(found[0].text.contains(word), "{word:?} is missing in: {shown}");
     }
 }
 
@@ -217,10 +219,10 @@ fn assert_one_problem(text: &str, line: Option<usize>, key: &str, says: &[&str])
 fn a_wrong_value_is_named_with_its_line_its_key_and_what_it_conflicts_with() {
     for (from, to, line, key, says) in WRONG {
         let text = if from.is_empty() { format!("{GOOD}{to}\n") } else { replaced(from, to) };
-        assert_one_problem(&text, *line, key, says);
+        assert_problem(&text, *line, key, says);
     }
     for (lines, line, key, says) in WRONG_VIPS {
-        assert_one_problem(&with_vip(lines), Some(*line), &format!("initial_vip.{key}"), says);
+        assert_problem(&with_vip(lines), Some(*line), &format!("initial_vip.{key}"), says);
     }
 }
 

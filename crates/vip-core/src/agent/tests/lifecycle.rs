@@ -470,6 +470,24 @@ fn a_foreign_address_is_reported_and_tried_again() {
 }
 
 #[test]
+fn a_node_on_which_a_vip_fails_again_and_again_leaves_the_lead_to_others() {
+    let mut world = World::new();
+    world.kernel.foreign.insert(ip("10.0.0.1"));
+    world.declare(&spec("a", "10.0.0.1", "eth0"));
+    world.lead(1);
+    world.settle();
+    world.renew(LONG);
+    world.settle();
+    assert!(world.agent.can_carry_all(), "once may happen");
+    world.pass(ms(1000));
+    assert!(world.agent.can_carry_all(), "twice may happen");
+    world.pass(ms(1000));
+    assert!(!world.agent.can_carry_all());
+    world.pass(ms(30_001));
+    assert!(world.agent.can_carry_all() || world.status("a").problem.is_some(), "it may try again later");
+}
+
+#[test]
 fn a_fence_that_does_not_open_is_reported_and_tried_again() {
     let mut world = World::new();
     world.kernel.failing = vec![(Step::Open, name("a"))];

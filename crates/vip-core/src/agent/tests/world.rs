@@ -44,6 +44,7 @@ pub(super) fn config() -> AgentConfig {
         address_refresh: ms(20_000),
         acquire_retry: ms(1000),
         propose_retry: ms(50),
+        blocked_for: Duration::from_secs(30),
         step_aside_interval: ms(2000),
     }
 }

@@ -1,0 +1,280 @@
+//! What a standby host carries for others and what it makes itself: frames of its containers and of the owner of
+//! an address pass, its own never do.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // tests: a panic is the verdict, and skipping is loud
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use common::{Answers, Elsewhere, SILENCE, World, between_two_fenced_hosts, ip, run, wire};
+use vip_net::clock::boot_now;
+use vip_net::fence::{Fence, LeaseSlot};
+use vip_net::link::ethernet_interfaces;
+
+const VIP4: &str = "10.9.0.7";
+const VIP6: &str = "2001:db8::7";
+const MUTE: Answers = Answers { resolves: false, echoes: false, connects: false };
+
+fn vips() -> [IpAddr; 2] {
+    [VIP4.parse().unwrap(), VIP6.parse().unwrap()]
+}
+
+/// By the operator's hand, without vipd's tag or lifetime.
+fn add_vips(name: &str) {
+    ip(&format!("addr add {VIP4}/32 dev {name}"));
+    ip(&format!("addr add {VIP6}/128 dev {name} nodad"));
+}
+
+fn sysctl(name: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/{name}"), value).unwrap();
+}
+
+fn forward() {
+    sysctl("net/ipv4/ip_forward", "1");
+    sysctl("net/ipv6/conf/all/forwarding", "1");
+}
+
+/// A fence on every Ethernet interface, as the daemon keeps it.
+fn fence_everything(world: &World) -> Fence {
+    let fence = Fence::open(&world.pin_root).unwrap();
+    fence.know(&vips()).unwrap();
+    for interface in ethernet_interfaces().unwrap() {
+        fence.attach(interface.index).unwrap();
+    }
+    fence
+}
+
+fn dropped(fence: &Fence) -> [u64; 2] {
+    vips().map(|vip| fence.counters(vip).unwrap().unwrap().dropped)
+}
+
+/// Another host on a cable of its own; `near` is the end here.
+fn connect(near: &str, setup: &'static [&'static str]) -> Elsewhere {
+    let elsewhere = Elsewhere::new();
+    ip(&format!("link add {near} type veth peer name eth0 netns {}", elsewhere.tid));
+    ip(&format!("link set {near} addrgenmode none"));
+    ip(&format!("link set {near} up"));
+    elsewhere.run(move || {
+        for command in ["link set lo up", "link set eth0 addrgenmode none", "link set eth0 up"].iter().chain(setup) {
+            ip(command);
+        }
+    });
+    elsewhere
+}
+
+/// Listens on the VIPs here, so that a SYN is not answered with a mere reset.
+fn listen() -> [TcpListener; 2] {
+    vips().map(|vip| TcpListener::bind(SocketAddr::new(vip, 80)).unwrap())
+}
+
+/// Listens on the VIPs and greets.
+fn serve(owner: &Elsewhere) {
+    for vip in vips() {
+        let listener = owner.run(move || TcpListener::bind(SocketAddr::new(vip, 80)).unwrap());
+        thread::spawn(move || {
+            // Whoever is gone again was not waiting.
+            listener.incoming().for_each(|stream| drop(stream.and_then(|mut stream| stream.write_all(b"owner"))));
+        });
+    }
+}
+
+/// Whether a host gets the owner's greeting, with nothing learnt before.
+fn reaches(from: &Elsewhere, vip: IpAddr) -> bool {
+    from.run(move || {
+        ip("neigh flush dev eth0");
+        let patience = Duration::from_secs(2);
+        let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::new(vip, 80), patience) else { return false };
+        stream.set_read_timeout(Some(patience)).unwrap();
+        let mut greeting = String::new();
+        stream.read_to_string(&mut greeting).is_ok() && greeting == "owner"
+    })
+}
+
+/// The host with a LAN, on which the owner of the VIPs is, and two containers: one bridged to the LAN, one routed.
+struct Standby {
+    owner: Elsewhere,
+    bridged: Elsewhere,
+    routed: Elsewhere,
+}
+
+impl Standby {
+    fn build() -> Self {
+        forward();
+        let owner = connect(
+            "own0",
+            &[
+                "addr add 10.9.0.3/24 dev eth0",
+                "addr add fd00:9::3/64 dev eth0 nodad",
+                "addr add 10.9.0.7/24 dev eth0",
+                "addr add 2001:db8::7/64 dev eth0 nodad",
+                "route add 10.8.0.0/24 via 10.9.0.1",
+                "route add fd00:8::/64 via fd00:9::1",
+            ],
+        );
+        let bridged = connect("box0", &["addr add 10.9.0.4/24 dev eth0", "addr add 2001:db8::4/64 dev eth0 nodad"]);
+        let routed = connect(
+            "box1",
+            &[
+                "addr add 10.8.0.2/24 dev eth0",
+                "addr add fd00:8::2/64 dev eth0 nodad",
+                "route add default via 10.8.0.1",
+                "route add default via fd00:8::1",
+            ],
+        );
+        ip("addr add 10.8.0.1/24 dev box1");
+        ip("addr add fd00:8::1/64 dev box1 nodad");
+        // The host itself is on the bridge, with the address that the peer knows it by.
+        ip("link add br0 address 02:00:00:00:00:01 type bridge forward_delay 0");
+        ip("link set br0 addrgenmode none");
+        ip("addr flush dev vip0");
+        for port in ["vip0", "own0", "box0"] {
+            ip(&format!("link set {port} master br0"));
+        }
+        ip("link set br0 up");
+        ip("addr add 10.9.0.1/24 dev br0");
+        ip("addr add fd00:9::1/64 dev br0 nodad");
+        // A router asks its neighbours with link-local addresses.
+        ip("addr add fe80::1/64 dev br0 nodad");
+        ip("addr add fe80::1/64 dev box1 nodad");
+        ip("route add 2001:db8::/64 dev br0");
+        ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0 nud permanent");
+        ip("neigh add fd00:9::2 lladdr 02:00:00:00:00:02 dev br0 nud permanent");
+        serve(&owner);
+        Self { owner, bridged, routed }
+    }
+
+    fn assert_reachable(&self, when: &str) {
+        for vip in vips() {
+            assert!(reaches(&self.bridged, vip), "{vip} from the bridged container {when}");
+            assert!(reaches(&self.routed, vip), "{vip} from the routed container {when}");
+        }
+    }
+}
+
+#[test]
+fn containers_reach_the_owner_through_a_standby_host() {
+    between_two_fenced_hosts(|world| {
+        let standby = Standby::build();
+        standby.assert_reachable("without a fence");
+        let fence = fence_everything(world);
+        standby.assert_reachable("while it is shut");
+        // A lease that ran out is as good as none.
+        fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+        fence.arm(LeaseSlot::LEADER, boot_now()).unwrap();
+        standby.assert_reachable("after the lease");
+        assert_eq!(dropped(&fence), [0, 0]);
+        let counted = fence.counters(vips()[0]).unwrap().unwrap();
+        assert_eq!(counted.passed, 0, "what is carried says nothing about a lease");
+    });
+}
+
+#[test]
+fn a_standby_host_with_the_address_is_silent_beside_the_owner() {
+    between_two_fenced_hosts(|world| {
+        let standby = Standby::build();
+        // The owner off the cable: whatever answers now is the host.
+        ip("link set own0 nomaster");
+        add_vips("br0");
+        let _listeners = listen();
+        world.assert_answers(VIP4);
+        world.assert_answers(VIP6);
+        let fence = fence_everything(world);
+        world.assert_silent(VIP4);
+        world.assert_silent(VIP6);
+        world.assert_answers("10.9.0.1");
+
+        // With the owner back, the bridged container finds it, and it alone.
+        ip("link set own0 master br0");
+        for vip in vips() {
+            assert!(reaches(&standby.bridged, vip), "{vip} with the address on the host too");
+        }
+        world.assert_silent(VIP4);
+        world.assert_silent(VIP6);
+        drop((fence, standby.owner));
+    });
+}
+
+#[test]
+fn each_direction_keeps_the_host_silent_for_what_it_sees() {
+    between_two_fenced_hosts(|world| {
+        // With forwarding, and with the address: nothing here may look like carried.
+        forward();
+        add_vips("vip0");
+        let _listeners = listen();
+        world.assert_answers(VIP4);
+        world.assert_answers(VIP6);
+        let fence = fence_everything(world);
+
+        // Egress alone: requests come in and are answered, no answer leaves.
+        run("tc", "filter del dev vip0 ingress");
+        let before = dropped(&fence);
+        world.assert_silent(VIP4);
+        world.assert_silent(VIP6);
+        assert!(dropped(&fence).iter().zip(before).all(|(now, before)| *now >= before + 3), "three kinds of answers");
+
+        // Ingress alone: requests are not taken. Resolution comes in, as it must.
+        fence.attach(world.index).unwrap();
+        run("tc", "filter del dev vip0 egress");
+        let resolves = Answers { resolves: true, ..MUTE };
+        assert_eq!(world.answers(vips()[0], SILENCE), resolves);
+        assert_eq!(world.answers(vips()[1], SILENCE), resolves);
+        drop(fence);
+    });
+}
+
+#[test]
+fn a_neighbour_that_still_takes_this_host_for_the_owner_is_not_served() {
+    between_two_fenced_hosts(|world| {
+        // The address is gone and the host forwards: it would send the frame back where it came from.
+        forward();
+        ip("route add 2001:db8::/64 dev vip0");
+        let fence = fence_everything(world);
+        for frame in [wire::echo4(VIP4.parse().unwrap()), wire::echo6(VIP6.parse().unwrap())] {
+            world.wire.send(&frame).unwrap();
+        }
+        common::wait_for(|| dropped(&fence) == [1, 1]);
+    });
+}
+
+#[test]
+fn an_answer_of_a_container_that_nat_gives_the_address_to_stays_in() {
+    between_two_fenced_hosts(|world| {
+        forward();
+        let container = connect("box1", &["addr add 10.8.0.2/24 dev eth0", "route add default via 10.8.0.1"]);
+        ip("addr add 10.8.0.1/24 dev box1");
+        let rules = [
+            "add table ip t",
+            "add chain ip t c { type nat hook prerouting priority -100; }",
+            "add rule ip t c ip daddr 10.9.0.7 dnat to 10.8.0.2",
+        ];
+        if !rules.iter().all(|rule| Command::new("nft").arg(rule).status().is_ok_and(|status| status.success())) {
+            eprintln!("SKIPPED: no NAT here (nft, CONFIG_NFT_NAT); nothing was tested");
+            return;
+        }
+        let vip: std::net::Ipv4Addr = VIP4.parse().unwrap();
+        let mut served = |time| {
+            let echoes = world.wire.ask(&wire::echo4(vip), |f| wire::is_echo_reply4(f, vip), time);
+            let connects = world.wire.ask(&wire::syn4(vip), |f| wire::is_tcp4(f, vip), time);
+            (echoes, connects)
+        };
+        assert_eq!(served(Duration::from_secs(2)), (true, true));
+        let fence = Fence::open(&world.pin_root).unwrap();
+        fence.know(&vips()).unwrap();
+        for interface in ethernet_interfaces().unwrap() {
+            fence.attach(interface.index).unwrap();
+        }
+        assert_eq!(served(SILENCE), (false, false));
+        // Each direction by itself.
+        run("tc", "filter del dev vip0 ingress");
+        assert_eq!(served(SILENCE), (false, false), "on egress");
+        fence.attach(world.index).unwrap();
+        run("tc", "filter del dev vip0 egress");
+        assert_eq!(served(SILENCE), (false, false), "on ingress");
+        drop(container);
+    });
+}
