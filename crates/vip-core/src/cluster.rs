@@ -122,7 +122,7 @@ pub enum Refusal {
     },
     /// The node id belongs to another store.
     #[error(
-        "node {node} is known with store {known}, not {found}: a wiped disk is a new node; give it a new id, or restore its data directory"
+        "node {node} is known with store {known}, not {found}: a wiped disk is a new node, and an old copy of the disk forgets its votes; put the right disk back, or form the cluster anew under another name"
     )]
     OtherInstance {
         /// The node.

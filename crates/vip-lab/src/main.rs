@@ -207,7 +207,11 @@ fn up(args: &LabArgs) -> Result<bool> {
     print(&format!("  nsenter --net=/run/netns/{prefix}-client ping {vip}"));
     for node in lab.nodes() {
         let pid = node.pid().unwrap_or_default();
-        print(&format!("  vipctl --socket {} status     # {}: kill -9 {pid}", node.socket().display(), node.host()));
+        print(&format!(
+            "  vipctl --endpoint unix:{} status     # {}: kill -9 {pid}",
+            node.socket().display(),
+            node.host()
+        ));
     }
     print(&format!("  tail -f {}/*/vipd.log", lab.dir().display()));
     print(&format!("  ip -n {prefix}-sw link set {holder} down\n\nCtrl-C takes everything down."));

@@ -41,8 +41,10 @@ pub struct PeerState {
     pub answered_at: Option<BootInstant>,
     /// Whether it said that it could carry every VIP.
     pub eligible: bool,
-    /// Why it was refused, or refused this node, the last time, if so.
-    pub refusal: Option<String>,
+    /// Why this node refuses it, if so.
+    pub refused: Option<String>,
+    /// Why it refuses this node, if so.
+    pub refuses: Option<String>,
 }
 
 struct Inner {
@@ -235,20 +237,30 @@ impl Lease {
         let state = inner.peers.entry(peer).or_default();
         state.answered_at = Some(now);
         state.eligible = eligible;
-        state.refusal = None;
+        state.refused = None;
+        state.refuses = None;
     }
 
-    /// Returns whether this is another refusal than the last one, and so worth a line in the log.
+    /// This node refuses `peer`. Returns whether that is news, and so worth a line in the log.
     pub(crate) fn peer_refused(&self, peer: NodeId, why: &str) -> bool {
+        self.note_refusal(peer, why, |state| &mut state.refused)
+    }
+
+    /// `peer` refuses this node. Returns whether that is news, and so worth a line in the log.
+    pub(crate) fn refused_by(&self, peer: NodeId, why: &str) -> bool {
+        self.note_refusal(peer, why, |state| &mut state.refuses)
+    }
+
+    fn note_refusal(&self, peer: NodeId, why: &str, field: fn(&mut PeerState) -> &mut Option<String>) -> bool {
         /// Strangers can claim any id; no more of them than this are remembered.
         const PEERS: usize = 64;
         let mut inner = self.lock();
         if inner.peers.len() >= PEERS && !inner.peers.contains_key(&peer) {
             return false;
         }
-        let state = inner.peers.entry(peer).or_default();
-        let news = state.refusal.as_deref() != Some(why);
-        state.refusal = Some(why.to_owned());
+        let known = field(inner.peers.entry(peer).or_default());
+        let news = known.as_deref() != Some(why);
+        *known = Some(why.to_owned());
         news
     }
 

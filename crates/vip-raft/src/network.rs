@@ -114,7 +114,7 @@ impl Peers {
             }
             Ok(Err(status)) => {
                 lane.spoke();
-                if status.code() == Code::FailedPrecondition && self.lease.peer_refused(peer, status.message()) {
+                if status.code() == Code::FailedPrecondition && self.lease.refused_by(peer, status.message()) {
                     tracing::warn!(%peer, address, reason = status.message(), "a peer refuses this node");
                 }
                 return Err(status);

@@ -292,6 +292,11 @@ impl RaftNode {
             // The only one that ends by itself; dropped with the runtime otherwise.
             tokio::spawn(forming::run(Arc::clone(&core), formation_tx));
         }
+        if pristine && core.config.initial_members.is_empty() {
+            tracing::warn!(
+                "the store is empty and no initial members are configured; this node waits for a leader to reach it"
+            );
+        }
         tasks.spawn(keep_connections(Arc::clone(&core)));
         tasks.spawn(follow_membership(Arc::clone(&core)));
         tasks.spawn(follow_applied(Arc::clone(&core)));
@@ -408,6 +413,18 @@ impl RaftHandle {
     #[must_use]
     pub fn lease(&self) -> &Lease {
         &self.core.lease
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.core.identity.node
+    }
+
+    /// The time by which [`PeerState::answered_at`] is counted.
+    #[must_use]
+    pub fn now(&self) -> vip_core::BootInstant {
+        self.core.lease.now()
     }
 
     /// This store's instance id.

@@ -77,7 +77,7 @@ impl Identity {
         }
         match cluster.instances.get(&NodeId(other)) {
             Some(known) if *known != peer.instance => refuse(format!(
-                "node {other} comes with store {}, but the cluster knows it with store {known}: a wiped disk is a new node; give it a new id, or restore its data directory",
+                "node {other} comes with store {}, but the cluster knows it with store {known}: a wiped disk is a new node, and an old copy of the disk forgets its votes; put the right disk back, or form the cluster anew under another name",
                 peer.instance
             )),
             Some(_) | None => Ok(NodeId(other)),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use vip_api::{Consistency, NodeRole};
-use vip_core::{BootInstant, Command, HolderState, Outcome};
+use vip_core::{BootInstant, Command, HolderState, NodeId, Outcome};
 use vip_raft::{RaftHandle, RequestError};
 
 use crate::api::{Backend, BackendError, MemberView, NodeView, StateView};
@@ -103,7 +103,13 @@ impl NodeBackend {
             statuses.iter().filter_map(|(name, status)| Some(format!("VIP {name}: {}", status.problem.as_ref()?))),
         );
         for (peer, state) in self.raft.lease().peers() {
-            warnings.extend(state.refusal.map(|why| format!("node {peer}: {why}")));
+            warnings.extend(state.refused.map(|why| format!("node {peer} is refused: {why}")));
+            warnings.extend(state.refuses.map(|why| format!("node {peer} refuses this node: {why}")));
+        }
+        let now = (self.clock)();
+        let leads = self.raft.lease().deadline().filter(|_| self.state.borrow().leader == Some(self.config.node));
+        if leads.is_some_and(|(_, deadline)| deadline <= now) {
+            warnings.push("this node leads, but no quorum has answered within the lease: it holds no VIP".to_owned());
         }
         if self.state.borrow().leader.is_none() {
             warnings.push("no leader is known: no VIP is held until a majority of voters is connected".to_owned());
@@ -149,12 +155,54 @@ fn backend_error(error: RequestError) -> BackendError {
     }
 }
 
+/// What was logged of the group, so that each change is logged once.
+#[derive(Default)]
+struct Seen {
+    leader: Option<NodeId>,
+    /// Members that answered lately, as the leader sees them.
+    answering: BTreeMap<NodeId, bool>,
+}
+
+impl Seen {
+    fn log_changes(&mut self, raft: &RaftHandle) {
+        /// Longer than any timing's heartbeats, shorter than an operator's patience.
+        const SILENCE: Duration = Duration::from_secs(2);
+        let status = raft.status();
+        if self.leader != status.leader {
+            match status.leader {
+                Some(leader) => tracing::info!(%leader, term = status.term, "leader"),
+                None => tracing::warn!(term = status.term, "no leader is known"),
+            }
+            self.leader = status.leader;
+            self.answering.clear();
+        }
+        if status.leader != Some(raft.node()) {
+            return;
+        }
+        for member in status.members.into_iter().filter(|member| member.id != raft.node()) {
+            let age = member.state.answered_at.map(|at| raft.now().saturating_duration_since(at));
+            let answers = age.is_some_and(|age| age < SILENCE);
+            match self.answering.insert(member.id, answers) {
+                Some(true) if !answers => {
+                    tracing::warn!(node = %member.id, name = member.node.name, "a member does not answer")
+                }
+                Some(false) if answers => {
+                    tracing::info!(node = %member.id, name = member.node.name, "a member answers again")
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+}
+
 /// Keeps the view of the agreed state.
 pub(crate) async fn follow_state(raft: RaftHandle, view: watch::Sender<Arc<StateView>>) {
     /// Who leads is not told by an event here.
     const PACE: Duration = Duration::from_millis(50);
     let mut applied = raft.applied();
+    let mut seen = Seen::default();
     loop {
+        seen.log_changes(&raft);
         view.send_if_modified(|known| {
             let now = state_view(&raft);
             let same = Arc::ptr_eq(&known.cluster, &now.cluster)

@@ -107,7 +107,7 @@ impl fmt::Display for Problem {
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
     /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -115,7 +115,7 @@ pub(crate) enum ConfigError {
         source: std::io::Error,
     },
     /// It is no TOML, or has a key or a type that does not belong there.
-    #[error("{}: {source}", path.display())]
+    #[error("{} cannot be understood", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
@@ -383,23 +383,31 @@ impl Check<'_> {
         let initial_members = self.members(&initial_cluster.node, me, &node.id, peer_listen);
         let initial_vips = self.vips(initial_vip, &initial_members, peer_listen);
         let interface_map = self.interface_map(interfaces);
+        let data_dir = self.absolute(node.data_dir, "node.data_dir", "/var/lib/vipd");
+        let api_socket = self.absolute(api.socket, "api.socket", "/run/vipd/vipd.sock");
+        let pin_root = self.absolute(fence.pin_root, "fence.pin_root", "/sys/fs/bpf");
+        if let (Some(raw), Some(Some(api))) = (&api.listen, api_listen)
+            && Some(api) == peer_listen
+        {
+            self.problem(raw, "api.listen", format!("{api} is peer.listen too; give each its own port"));
+        }
         Some(Config {
             cluster: name?,
             node: me,
             name: node.name.unwrap_or_else(host_name),
-            data_dir: self.absolute(node.data_dir, "node.data_dir", "/var/lib/vipd"),
+            data_dir,
             peer_listen: peer_listen?,
             api_listen: match api_listen {
                 Some(listen) => Some(listen?),
                 None => None,
             },
-            api_socket: self.absolute(api.socket, "api.socket", "/run/vipd/vipd.sock"),
+            api_socket,
             heartbeat,
             lease,
             announce_burst,
             announce_refresh,
             address_lifetime,
-            pin_root: self.absolute(fence.pin_root, "fence.pin_root", "/sys/fs/bpf"),
+            pin_root,
             realtime_priority,
             lock_memory: process.lock_memory,
             log_level,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -35,98 +36,177 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs until a signal or a failure ends it.
 pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let Loaded { config, warnings } = loaded;
-    let config = Arc::new(config);
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-
-    let host = Host::prepare(&config)?;
-    let (fatal_tx, mut fatal) = mpsc::unbounded_channel();
-    let sink = Arc::new(FenceSink { fence: Arc::clone(&host.fence), mailbox: Arc::clone(&host.mailbox) });
-    let peer_listener = listen::tcp(config.peer_listen, "the peers (peer.listen)").await?;
-    let api_listener = match config.api_listen {
-        Some(address) => Some(listen::tcp(address, "the API (api.listen)").await?),
-        None => None,
-    };
-    let api_socket = listen::unix(&config.api_socket).await?;
-    let mut raft = start_raft(&config, sink, fatal_tx).await?;
-    let handle = raft.handle();
-
-    let (statuses_tx, statuses) = watch::channel(Statuses::default());
-    let (transferring_tx, mut transferring) = watch::channel(false);
-    let (finished_tx, mut finished) = oneshot::channel();
-    let mailbox = Arc::clone(&host.mailbox);
-    let fence_trouble = host.trouble.clone();
-    Driver {
-        agent: Agent::new(agent_config(&config), boot_now()),
-        dataplane: host.kernel,
-        mailbox: Arc::clone(&mailbox),
-        raft: handle.clone(),
-        runtime: tokio::runtime::Handle::current(),
-        clock: boot_now,
-        statuses: statuses_tx,
-        transferring: transferring_tx,
-        finished: Some(finished_tx),
-        resigned: None,
-    }
-    .spawn()
-    .context("cannot start the agent's thread")?;
-
-    let mut tasks = JoinSet::new();
-    tasks.spawn(ends("the watch over this host", host.watch.run()));
-    let peers = raft.service();
-    let incoming = without_delay(peer_listener);
-    tasks.spawn(async move {
-        let served = server().add_service(peers).serve_with_incoming(incoming).await;
-        anyhow!("the peers' listener ended: {served:?}")
-    });
-    tasks.spawn(ends("feeding the agent", feed_agent(handle.clone(), Arc::clone(&mailbox), raft.reign())));
-    tasks.spawn(ends("forming", declare_initial_vips(handle.clone(), raft.reign(), Arc::clone(&config))));
-    let (state_tx, state) = watch::channel(Arc::new(state_view(&handle)));
-    tasks.spawn(ends("following the state", follow_state(handle.clone(), state_tx)));
-    let backend = NodeBackend {
-        config: Arc::clone(&config),
-        config_warnings: warnings,
-        raft: handle.clone(),
-        statuses,
-        fence_trouble,
-        state,
-        started,
-        clock: boot_now,
-    };
-    serve_api(&mut tasks, backend, api_listener, api_socket)?;
-    tasks.spawn(ends("the watchdog", watchdog(Arc::clone(&mailbox))));
-
-    tracing::info!(version = crate::VERSION, node = %config.node, name = config.name, cluster = %config.cluster, "running");
+    let mut signals = Signals::new()?;
+    let mut running = Running::start(loaded).await?;
     notify(sd_notify::NotifyState::Ready);
-    let mut formation = raft.formation();
-    let reason: anyhow::Result<&str> = tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
-        error = fatal.recv() => Err(anyhow!("the store failed: {}", error.unwrap_or_default())),
-        why = refused(&mut formation) => Err(anyhow!("this node must not join: {why}")),
-        why = raft.failed() => Err(anyhow!("{why}")),
-        ended = tasks.join_next() => Err(ended_error(ended)),
-    };
+    let reason = running.until_reason_to_end(&mut signals).await;
     match &reason {
         Ok(signal) => tracing::info!(signal, "ending: giving the VIPs back"),
         Err(error) => tracing::error!(error = format!("{error:#}"), "ending: giving the VIPs back"),
     }
     notify(sd_notify::NotifyState::Stopping);
-    handle.end();
-    mailbox.other(Input::Shutdown);
-    if tokio::time::timeout(RELEASE_PATIENCE, &mut finished).await.is_err() {
-        tracing::error!("not all was given back in time; the lease and the addresses' lifetime end it");
-    }
-    // Leadership moves while this node can still answer for its log.
-    let _ = tokio::time::timeout(RELEASE_PATIENCE, transferring.wait_for(|transferring| !transferring)).await;
-    tasks.shutdown().await;
-    drop(handle);
-    raft.shutdown().await;
-    let _ = std::fs::remove_file(&config.api_socket);
+    running.end().await;
     tracing::info!("ended");
     reason.map(drop)
+}
+
+/// The signals that end the daemon in order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// A lost terminal is no reason to let the VIPs go, and there is nothing to reload: the file is read at start.
+    _hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let take = |kind, name| signal(kind).with_context(|| format!("cannot wait for {name}"));
+        Ok(Self {
+            terminate: take(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: take(SignalKind::interrupt(), "SIGINT")?,
+            _hangup: take(SignalKind::hangup(), "SIGHUP")?,
+        })
+    }
+}
+
+/// A daemon with all its parts.
+struct Running {
+    config: Arc<Config>,
+    raft: RaftNode,
+    mailbox: Arc<Mailbox>,
+    /// What serves and watches; none of it should end.
+    tasks: JoinSet<anyhow::Error>,
+    /// The store failed.
+    fatal: mpsc::UnboundedReceiver<String>,
+    /// The agent has given everything back.
+    finished: oneshot::Receiver<()>,
+    /// Whether leadership is being handed over.
+    transferring: watch::Receiver<bool>,
+}
+
+impl Running {
+    async fn start(loaded: Loaded) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let Loaded { config, warnings } = loaded;
+        let config = Arc::new(config);
+        let host = Host::prepare(&config)?;
+        let (fatal_tx, fatal) = mpsc::unbounded_channel();
+        let mailbox = Arc::clone(&host.mailbox);
+        let sink = Arc::new(FenceSink { fence: Arc::clone(&host.fence), mailbox: Arc::clone(&mailbox) });
+        let listeners = Listeners::bind(&config).await?;
+        let raft = start_raft(&config, sink, fatal_tx).await?;
+        let handle = raft.handle();
+
+        let (statuses_tx, statuses) = watch::channel(Statuses::default());
+        let (transferring_tx, transferring) = watch::channel(false);
+        let (finished_tx, finished) = oneshot::channel();
+        Driver {
+            agent: Agent::new(agent_config(&config), boot_now()),
+            dataplane: host.kernel,
+            mailbox: Arc::clone(&mailbox),
+            raft: handle.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            clock: boot_now,
+            statuses: statuses_tx,
+            transferring: transferring_tx,
+            finished: Some(finished_tx),
+            resigned: None,
+        }
+        .spawn()
+        .context("cannot start the agent's thread")?;
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(ends("the watch over this host", host.watch.run()));
+        tasks.spawn(ends("feeding the agent", feed_agent(handle.clone(), Arc::clone(&mailbox), raft.reign())));
+        tasks.spawn(ends("forming", declare_initial_vips(handle.clone(), raft.reign(), Arc::clone(&config))));
+        tasks.spawn(ends("the watchdog", watchdog(Arc::clone(&mailbox))));
+        let (state_tx, state) = watch::channel(Arc::new(state_view(&handle)));
+        tasks.spawn(ends("following the state", follow_state(handle.clone(), state_tx)));
+        let backend = NodeBackend {
+            config: Arc::clone(&config),
+            config_warnings: warnings,
+            raft: handle,
+            statuses,
+            fence_trouble: host.trouble,
+            state,
+            started,
+            clock: boot_now,
+        };
+        listeners.serve(&mut tasks, &raft, backend)?;
+        tracing::info!(
+            version = crate::VERSION, node = %config.node, name = config.name, cluster = %config.cluster, "running"
+        );
+        Ok(Self { config, raft, mailbox, tasks, fatal, finished, transferring })
+    }
+
+    /// A signal by its name, or what failed.
+    async fn until_reason_to_end(&mut self, signals: &mut Signals) -> anyhow::Result<&'static str> {
+        let mut formation = self.raft.formation();
+        tokio::select! {
+            _ = signals.terminate.recv() => Ok("SIGTERM"),
+            _ = signals.interrupt.recv() => Ok("SIGINT"),
+            error = self.fatal.recv() => Err(anyhow!("the store failed: {}", error.unwrap_or_default())),
+            why = refused(&mut formation) => Err(anyhow!("this node must not join: {why}")),
+            why = self.raft.failed() => Err(anyhow!("{why}")),
+            ended = self.tasks.join_next() => Err(ended_error(ended)),
+        }
+    }
+
+    /// Gives everything back, hands leadership over, and only then stops to answer the peers.
+    async fn end(mut self) {
+        let handle = self.raft.handle();
+        handle.end();
+        self.mailbox.other(Input::Shutdown);
+        if tokio::time::timeout(RELEASE_PATIENCE, self.finished).await.is_err() {
+            tracing::error!("not all was given back in time; the lease and the addresses' lifetime end it");
+        }
+        // Leadership moves while this node can still answer for its log.
+        let handed_over = self.transferring.wait_for(|transferring| !transferring);
+        let _ = tokio::time::timeout(RELEASE_PATIENCE, handed_over).await;
+        self.tasks.shutdown().await;
+        drop(handle);
+        self.raft.shutdown().await;
+        let _ = std::fs::remove_file(&self.config.api_socket);
+    }
+}
+
+/// Everything that is listened on, bound before anything else can go wrong.
+struct Listeners {
+    peers: TcpListener,
+    api: Option<TcpListener>,
+    socket: UnixListener,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let peers = listen::tcp(config.peer_listen, "the peers (peer.listen)").await?;
+        let api = match config.api_listen {
+            Some(address) => Some(listen::tcp(address, "the API (api.listen)").await?),
+            None => None,
+        };
+        Ok(Self { peers, api, socket: listen::unix(&config.api_socket).await? })
+    }
+
+    fn serve(self, tasks: &mut JoinSet<anyhow::Error>, raft: &RaftNode, backend: NodeBackend) -> anyhow::Result<()> {
+        let peers = server().add_service(raft.service());
+        let incoming = without_delay(self.peers);
+        tasks.spawn(
+            async move { anyhow!("the peers' listener ended: {:?}", peers.serve_with_incoming(incoming).await) },
+        );
+        let routes = api::router(Arc::new(backend), api::Limits::default())?;
+        if let Some(tcp) = self.api {
+            let server = server().add_routes(routes.clone());
+            tasks.spawn(async move {
+                anyhow!("the API's listener ended: {:?}", server.serve_with_incoming(without_delay(tcp)).await)
+            });
+        }
+        tasks.spawn(async move {
+            let server = server().add_routes(routes);
+            let incoming = UnixListenerStream::new(self.socket);
+            anyhow!("the API's socket ended: {:?}", server.serve_with_incoming(incoming).await)
+        });
+        Ok(())
+    }
 }
 
 /// What there is of this host once it is safe to join: the fence in place and shut, nothing of an earlier run left.
@@ -292,28 +372,8 @@ fn server() -> Server {
 }
 
 /// An answer is two small writes; with Nagle's algorithm the second waits 40 ms for the first one's acknowledgement.
-fn without_delay(listener: tokio::net::TcpListener) -> TcpIncoming {
+fn without_delay(listener: TcpListener) -> TcpIncoming {
     TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
-fn serve_api(
-    tasks: &mut JoinSet<anyhow::Error>,
-    backend: NodeBackend,
-    tcp: Option<tokio::net::TcpListener>,
-    unix: tokio::net::UnixListener,
-) -> anyhow::Result<()> {
-    let routes = api::router(Arc::new(backend), api::Limits::default())?;
-    if let Some(tcp) = tcp {
-        let server = server().add_routes(routes.clone());
-        tasks.spawn(async move {
-            anyhow!("the API's listener ended: {:?}", server.serve_with_incoming(without_delay(tcp)).await)
-        });
-    }
-    tasks.spawn(async move {
-        let server = server().add_routes(routes);
-        anyhow!("the API's socket ended: {:?}", server.serve_with_incoming(UnixListenerStream::new(unix)).await)
-    });
-    Ok(())
 }
 
 /// Tells systemd's watchdog that the agent lives, but only while it does.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use vip_core::{
-    Action, Agent, AgentConfig, BootInstant, Claim, Command, Holding, Input, Leadership, LeaseKind, Outcome, Step,
-    VipName, VipStatus,
+    Action, Agent, AgentConfig, BootInstant, Claim, Command, HolderState, Holding, Input, Leadership, LeaseKind,
+    Outcome, Step, VipName, VipStatus,
 };
 use vip_raft::RaftHandle;
 
@@ -119,6 +119,7 @@ impl<D: Dataplane + 'static> Driver<D> {
                 }
             }
             Action::Shut(holdings) => {
+                self.log_lapse();
                 let result = self.dataplane.shut(&holdings);
                 self.done(Step::Shut, &holdings, vec![result; holdings.len()]);
             }
@@ -182,6 +183,17 @@ impl<D: Dataplane + 'static> Driver<D> {
             }
             transferring.send_replace(false);
         });
+    }
+
+    /// R13: no quorum, no VIP, and the operator is told.
+    fn log_lapse(&self) {
+        let count = self.agent.status().values().filter(|vip| vip.state == HolderState::Fenced).count();
+        if count > 0 {
+            tracing::warn!(
+                count,
+                "no quorum answered within the lease: the kernel has silenced the VIPs, and their addresses are removed"
+            );
+        }
     }
 
     fn publish(&self) {

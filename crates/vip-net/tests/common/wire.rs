@@ -63,7 +63,11 @@ pub fn echo4(target: Ipv4Addr) -> Vec<u8> {
 }
 
 pub fn is_echo_reply4(frame: &[u8], source: Ipv4Addr) -> bool {
-    frame.get(12..14) == Some(&[0x08, 0x00]) && frame.get(26..30) == Some(&source.octets()) && frame[34] == 0
+    is_ip4(frame, 1, source) && frame[34] == 0
+}
+
+fn is_ip4(frame: &[u8], protocol: u8, source: Ipv4Addr) -> bool {
+    frame.get(12..14) == Some(&[0x08, 0x00]) && frame[23] == protocol && frame.get(26..30) == Some(&source.octets())
 }
 
 /// A SYN to port 80.
@@ -92,7 +96,7 @@ fn syn(pseudo: &[u8]) -> Vec<u8> {
 }
 
 pub fn is_tcp4(frame: &[u8], source: Ipv4Addr) -> bool {
-    frame.get(12..14) == Some(&[0x08, 0x00]) && frame.get(26..30) == Some(&source.octets()) && frame[23] == 6
+    is_ip4(frame, 6, source)
 }
 
 pub fn is_tcp6(frame: &[u8], source: Ipv6Addr) -> bool {

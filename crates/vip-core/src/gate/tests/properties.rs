@@ -112,7 +112,7 @@ impl Ledger {
 
     fn request(&self, ahead: u64, node: u64, by_transfer: bool) -> VoteRequest {
         // In the name of one who may or may not be the one acknowledged last.
-        let from = if ahead % 2 == 0 { self.older_vote.leadership } else { self.vote.leadership };
+        let from = if ahead.is_multiple_of(2) { self.older_vote.leadership } else { self.vote.leadership };
         let by_transfer_of = by_transfer.then_some(from);
         VoteRequest { leadership: reign(self.vote.leadership.term + ahead, node), by_transfer_of }
     }
