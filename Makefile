@@ -19,7 +19,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Every file of tests that is not part of a library or program belongs to one of these (tests/tests/tidy.rs checks it):
 # those that lay out hosts of their own, and so run one after the other and after everything else, and the rest.
 TESTS := storage cli tidy config_check
-TESTS_ON_HOSTS := address fence monitor oracle runner cluster
+TESTS_ON_HOSTS := address carried fence monitor oracle runner cluster
 
 # $(call step,WHAT,COMMAND): says what it does, and how long that took.
 define step
@@ -51,7 +51,7 @@ fmt-check: ## Check the format
 
 .PHONY: lint
 lint: ## Clippy; a warning is an error
-	$(call step,clippy,$(CARGO) clippy $(ALL) --all-targets -- -D warnings)
+	$(call step,clippy,$(CARGO) clippy $(ALL) --all-targets --keep-going -- -D warnings)
 
 .PHONY: doc
 doc: ## Build the documentation of the code; a warning is an error

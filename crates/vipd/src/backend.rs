@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use vip_api::{Consistency, NodeRole};
 use vip_core::{BootInstant, Command, HolderState, NodeId, Outcome};
-use vip_raft::{RaftHandle, RequestError};
+use vip_raft::{RaftHandle, RaftStatus, RequestError};
 
 use crate::api::{Backend, BackendError, MemberView, NodeView, StateView};
 use crate::config::Config;
@@ -164,10 +164,9 @@ struct Seen {
 }
 
 impl Seen {
-    fn log_changes(&mut self, raft: &RaftHandle) {
+    fn log_changes(&mut self, raft: &RaftHandle, status: RaftStatus) {
         /// Longer than any timing's heartbeats, shorter than an operator's patience.
         const SILENCE: Duration = Duration::from_secs(2);
-        let status = raft.status();
         if self.leader != status.leader {
             match status.leader {
                 Some(leader) => tracing::info!(%leader, term = status.term, "leader"),
@@ -198,13 +197,14 @@ impl Seen {
 /// Keeps the view of the agreed state.
 pub(crate) async fn follow_state(raft: RaftHandle, view: watch::Sender<Arc<StateView>>) {
     /// Who leads is not told by an event here.
-    const PACE: Duration = Duration::from_millis(50);
+    const PACE: Duration = Duration::from_millis(100);
     let mut applied = raft.applied();
     let mut seen = Seen::default();
     loop {
-        seen.log_changes(&raft);
+        let status = raft.status();
+        let now = view_of(&raft, &status);
+        seen.log_changes(&raft, status);
         view.send_if_modified(|known| {
-            let now = state_view(&raft);
             let same = Arc::ptr_eq(&known.cluster, &now.cluster)
                 && (known.term, known.leader) == (now.term, now.leader)
                 && (known.commit_index, known.applied_index) == (now.commit_index, now.applied_index);
@@ -220,7 +220,10 @@ pub(crate) async fn follow_state(raft: RaftHandle, view: watch::Sender<Arc<State
 
 /// The agreed state as it is now.
 pub(crate) fn state_view(raft: &RaftHandle) -> StateView {
-    let status = raft.status();
+    view_of(raft, &raft.status())
+}
+
+fn view_of(raft: &RaftHandle, status: &RaftStatus) -> StateView {
     let applied = raft.applied().borrow().clone();
     StateView {
         cluster: applied.cluster,
