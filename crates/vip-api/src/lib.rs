@@ -15,8 +15,16 @@ pub use model::{
 
 /// The generated messages, clients and servers of package `vip.v1`.
 pub mod v1 {
-    #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::nursery)]
-    #![allow(clippy::too_many_lines, clippy::use_self, clippy::or_fun_call, clippy::unwrap_used)]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::nursery,
+        reason = "generated"
+    )]
+    #![allow(clippy::too_many_lines, clippy::use_self, clippy::or_fun_call, clippy::unwrap_used, reason = "generated")]
 
     tonic::include_proto!("vip.v1");
 }

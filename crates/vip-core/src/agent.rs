@@ -404,6 +404,7 @@ impl Agent {
         // The step that follows, for all VIPs that take it, as one action.
         let mut shut = Vec::new();
         let mut remove = Vec::new();
+        let mut failed = Vec::new();
         for (vip, epoch, result) in results {
             let Some(life) = self.lives.get_mut(&vip) else { continue };
             if life.holding.epoch != epoch {
@@ -422,11 +423,7 @@ impl Agent {
                 | (Step::Add, Phase::Adding { .. } | Phase::Active { .. }, Err(why)) => {
                     life.problem = Some(why);
                     life.retry_at = now + self.config.acquire_retry;
-                    life.failures += 1;
-                    if life.failures >= FAILURES_TO_BLOCK {
-                        life.failures = 0;
-                        self.blocked_until = now + self.config.blocked_for;
-                    }
+                    failed.push(vip.clone());
                     life.released = Some(epoch);
                     life.phase = Phase::Shutting { fenced: false };
                     shut.push(life.holding.clone());
@@ -443,6 +440,7 @@ impl Agent {
                     if let Err(why) = result {
                         life.problem = Some(why);
                         life.retry_at = now + self.config.acquire_retry;
+                        failed.push(vip.clone());
                     }
                     life.phase = Phase::Standby;
                 }
@@ -452,6 +450,19 @@ impl Agent {
         }
         self.push(Action::Shut, shut);
         self.push(Action::Remove, remove);
+        self.count_failures(&failed, now);
+    }
+
+    /// Somebody else's address in the way, an interface without IPv6: what fails here again and again another node may do.
+    fn count_failures(&mut self, failed: &[VipName], now: BootInstant) {
+        for name in failed {
+            let Some(life) = self.lives.get_mut(name) else { continue };
+            life.failures += 1;
+            if life.failures >= FAILURES_TO_BLOCK {
+                life.failures = 0;
+                self.blocked_until = now + self.config.blocked_for;
+            }
+        }
     }
 
     fn push(&mut self, action: fn(Vec<Holding>) -> Action, holdings: Vec<Holding>) {

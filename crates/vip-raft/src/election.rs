@@ -20,7 +20,7 @@ pub struct ElectionTiming {
     pub rank_delay: Duration,
     /// Between two attempts of one node.
     pub retry: Duration,
-    /// The same after [`HASTY_ATTEMPTS`] in a row came to nothing.
+    /// The same after the first attempts, some twenty of them, came to nothing.
     pub slow_retry: Duration,
     /// How long the field is left to a candidate that got this node's vote, or to this node's own candidacy.
     pub patience: Duration,

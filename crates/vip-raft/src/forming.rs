@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tonic::Code;
 use vip_core::NodeId;
 
@@ -35,10 +34,14 @@ enum Step {
 }
 
 /// Asks the initial members until there is a cluster, and makes it if that is up to this node.
-pub(crate) async fn run(core: Arc<Core>, formation: watch::Sender<Formation>) {
+pub(crate) async fn run(core: Arc<Core>) {
+    let formation = &core.formation;
     let mut said = String::new();
     loop {
         let Ok(raft) = core.raft() else { return };
+        if matches!(*formation.borrow(), Formation::Refused(_)) {
+            return;
+        }
         if raft.is_initialized().await.unwrap_or(false) {
             formation.send_replace(Formation::Formed);
             return;

@@ -105,7 +105,8 @@ impl Peers {
         let client = RaftServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        request.sign(self.identity.to_wire(self.lease.eligible()));
+        let cluster = Arc::clone(&self.applied.borrow().cluster);
+        request.sign(self.identity.to_wire(self.lease.eligible(), cluster.instances.get(&peer)));
         let answer = tokio::time::timeout(deadline, call(client, Request::new(request))).await;
         let response = match answer {
             Err(_) => {

@@ -99,6 +99,7 @@ pub(crate) struct Core {
     /// Appends share it, a vote has it alone: between the moment the gate lets a vote through and the moment openraft
     /// has answered it, no append is acknowledged, so neither can overtake the other.
     pub(crate) order: Arc<RwLock<()>>,
+    pub(crate) formation: watch::Sender<forming::Formation>,
     raft: OnceLock<Raft>,
     ending: AtomicBool,
 }
@@ -221,7 +222,6 @@ pub struct RaftNode {
     core: Arc<Core>,
     reign: watch::Receiver<Option<agent::Reign>>,
     tasks: JoinSet<()>,
-    formation: watch::Receiver<forming::Formation>,
     closing: Closing,
 }
 
@@ -272,6 +272,7 @@ impl RaftNode {
             applied,
             peers: Arc::clone(&peers),
             order: Arc::default(),
+            formation: watch::Sender::new(forming::Formation::Formed),
             raft: OnceLock::new(),
             ending: AtomicBool::new(false),
             config,
@@ -285,12 +286,11 @@ impl RaftNode {
 
     fn drive(core: Arc<Core>, pristine: bool, closing: Closing) -> Self {
         let (reign_tx, reign) = watch::channel(None);
-        let (formation_tx, formation) = watch::channel(forming::Formation::Formed);
         let mut tasks = JoinSet::new();
         if pristine && !core.config.initial_members.is_empty() {
-            formation_tx.send_replace(forming::Formation::Waiting);
+            core.formation.send_replace(forming::Formation::Waiting);
             // The only one that ends by itself; dropped with the runtime otherwise.
-            tokio::spawn(forming::run(Arc::clone(&core), formation_tx));
+            tokio::spawn(forming::run(Arc::clone(&core)));
         }
         if pristine && core.config.initial_members.is_empty() {
             tracing::warn!(
@@ -304,7 +304,7 @@ impl RaftNode {
         tasks.spawn(beat(Arc::clone(&core)));
         tasks.spawn(register_stores(Arc::clone(&core)));
         tasks.spawn(election::run(Arc::clone(&core), core.config.election));
-        Self { core, reign, tasks, formation, closing }
+        Self { core, reign, tasks, closing }
     }
 
     /// The service to be offered to the peers.
@@ -341,7 +341,7 @@ impl RaftNode {
     /// How the forming of the cluster stands.
     #[must_use]
     pub fn formation(&self) -> watch::Receiver<forming::Formation> {
-        self.formation.clone()
+        self.core.formation.subscribe()
     }
 
     /// Resolves when Raft, or a task that drives it, has stopped by itself, with the reason. Cancel safe.

@@ -20,7 +20,8 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    pub(crate) fn to_wire(&self, eligible: bool) -> proto::Peer {
+    /// `receiver`: the store as which this node knows the one it speaks to.
+    pub(crate) fn to_wire(&self, eligible: bool, receiver: Option<&String>) -> proto::Peer {
         proto::Peer {
             cluster: self.cluster.to_string(),
             protocol: PROTOCOL,
@@ -30,7 +31,18 @@ impl Identity {
             clock_drift_ppm: self.timing.clock_drift_ppm,
             queue_time_nanos: nanos(self.timing.queue_time),
             eligible,
+            knows_receiver_as: receiver.cloned().unwrap_or_default(),
         }
+    }
+
+    /// Why this node's store is not the one that the cluster knows it by, if `peer` says so.
+    pub(crate) fn disowned(&self, peer: Option<&proto::Peer>) -> Option<String> {
+        let peer = peer?;
+        let other_cluster = peer.cluster != self.cluster.as_str();
+        if other_cluster || peer.knows_receiver_as.is_empty() || peer.knows_receiver_as == self.instance {
+            return None;
+        }
+        Some(wiped(self.node, &self.instance, &peer.knows_receiver_as))
     }
 
     /// Lets `peer` in, or says what differs. `cluster` is the agreed state, which knows the nodes' stores.
@@ -76,13 +88,17 @@ impl Identity {
             return refuse(format!("two nodes have the id {me}: give each its own"));
         }
         match cluster.instances.get(&NodeId(other)) {
-            Some(known) if *known != peer.instance => refuse(format!(
-                "node {other} comes with store {}, but the cluster knows it with store {known}: a wiped disk is a new node, and an old copy of the disk forgets its votes; put the right disk back, or form the cluster anew under another name",
-                peer.instance
-            )),
+            Some(known) if *known != peer.instance => refuse(wiped(NodeId(other), &peer.instance, known)),
             Some(_) | None => Ok(NodeId(other)),
         }
     }
+}
+
+/// R12.
+fn wiped(node: NodeId, found: &str, known: &str) -> String {
+    format!(
+        "node {node} comes with store {found}, but the cluster knows it with store {known}: a wiped disk is a new node, and an old copy of the disk forgets its votes; put the right disk back, or form the cluster anew under another name"
+    )
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -146,7 +162,7 @@ mod tests {
     #[test]
     fn a_stranger_is_refused_with_both_values() {
         let me = identity(1);
-        let good = identity(2).to_wire(true);
+        let good = identity(2).to_wire(true, None);
         assert_eq!(me.admit(Some(&good), &Cluster::default()).unwrap(), NodeId(2));
         let mut known = Cluster::default();
         known.instances.insert(NodeId(2), "another".to_owned());
@@ -165,5 +181,14 @@ mod tests {
             }
         }
         assert!(me.admit(None, &Cluster::default()).is_err());
+    }
+
+    #[test]
+    fn a_node_learns_that_its_own_disk_was_wiped() {
+        let (me, other) = (identity(1), identity(2));
+        assert_eq!(me.disowned(Some(&other.to_wire(true, None))), None);
+        assert_eq!(me.disowned(Some(&other.to_wire(true, Some(&me.instance)))), None);
+        let why = me.disowned(Some(&other.to_wire(true, Some(&"older".to_owned())))).unwrap();
+        assert!(why.contains("store-1") && why.contains("older") && why.contains("wiped disk"), "{why}");
     }
 }

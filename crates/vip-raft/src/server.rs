@@ -8,6 +8,7 @@ use vip_core::NodeId;
 use vip_core::gate;
 
 use crate::convert::{from_json, proto, required, to_json, vote_response};
+use crate::forming::Formation;
 use crate::node::Core;
 use crate::peer::Envelope;
 use crate::types::{self, leadership_of};
@@ -27,6 +28,11 @@ impl PeerServer {
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
     fn admit<M: Envelope>(&self, message: &M) -> Result<NodeId, Status> {
         let cluster = Arc::clone(&self.core.applied.borrow().cluster);
+        if let Some(why) = self.core.identity.disowned(message.sender()) {
+            // The daemon ends with that reason.
+            self.core.formation.send_replace(Formation::Refused(why.clone()));
+            return Err(Status::failed_precondition(why));
+        }
         self.core.identity.admit(message.sender(), &cluster).inspect_err(|status| {
             let peer = NodeId(message.sender().map_or(0, |sender| sender.node));
             if self.core.lease.peer_refused(peer, status.message()) {
@@ -59,7 +65,7 @@ impl PeerServer {
     }
 
     fn sign<M: Envelope>(&self, mut message: M) -> Response<M> {
-        message.sign(self.core.identity.to_wire(self.core.lease.eligible()));
+        message.sign(self.core.identity.to_wire(self.core.lease.eligible(), None));
         Response::new(message)
     }
 }

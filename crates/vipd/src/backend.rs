@@ -147,9 +147,12 @@ fn backend_error(error: RequestError) -> BackendError {
         RequestError::Stopped(_) => BackendError::NotReady,
         RequestError::Forwarding(status) => match status.code() {
             tonic::Code::DeadlineExceeded => BackendError::Timeout,
-            tonic::Code::Unavailable | tonic::Code::Aborted | tonic::Code::FailedPrecondition => {
-                BackendError::NoLeader { leader: None }
-            }
+            // The last two are what a connection that breaks comes to: the leader died meanwhile.
+            tonic::Code::Unavailable
+            | tonic::Code::Aborted
+            | tonic::Code::FailedPrecondition
+            | tonic::Code::Unknown
+            | tonic::Code::Cancelled => BackendError::NoLeader { leader: None },
             _ => BackendError::Internal(format!("the leader answered: {status}")),
         },
     }

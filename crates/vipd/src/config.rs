@@ -74,13 +74,6 @@ impl Profile {
             Self::Fast => Duration::from_millis(100),
         }
     }
-
-    const fn realtime_priority(self) -> u8 {
-        match self {
-            Self::Default => 0,
-            Self::Fast => 10,
-        }
-    }
 }
 
 /// One thing that is wrong.
@@ -308,6 +301,8 @@ struct Check<'a> {
 
 /// The least lease and heartbeat: below, scheduling alone would cost leases all the time.
 const LEAST_HEARTBEAT: Duration = Duration::from_millis(5);
+/// Ahead of everything at ordinary priority, behind what the kernel itself runs at 50. Refused, the daemon runs without.
+const DEFAULT_PRIORITY: u8 = 10;
 /// How many heartbeats must fit into what a lease leaves after its margin: one may be lost, one may be late.
 const HEARTBEATS_IN_LEASE: u32 = 3;
 
@@ -377,7 +372,7 @@ impl Check<'_> {
         let (heartbeat, lease) = self.timing(timing, cluster.profile);
         let (announce_burst, announce_refresh) = self.announce(announce);
         let address_lifetime = self.address_lifetime(address, lease.lease);
-        let realtime_priority = self.priority(process.realtime_priority, cluster.profile);
+        let realtime_priority = self.priority(process.realtime_priority);
         let log_level = self.log_level(log.level);
         let me = NodeId(*node.id.get_ref());
         let initial_members = self.members(&initial_cluster.node, me, &node.id, peer_listen);
@@ -516,8 +511,8 @@ impl Check<'_> {
         lifetime
     }
 
-    fn priority(&mut self, raw: Option<Spanned<u8>>, profile: Profile) -> u8 {
-        let Some(raw) = raw else { return profile.realtime_priority() };
+    fn priority(&mut self, raw: Option<Spanned<u8>>) -> u8 {
+        let Some(raw) = raw else { return DEFAULT_PRIORITY };
         if *raw.get_ref() > 99 {
             self.problem(&raw, "process.realtime_priority", format!("{} is more than 99; 0 is off", raw.get_ref()));
         }

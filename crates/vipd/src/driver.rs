@@ -209,7 +209,7 @@ fn log_step(step: Step, holdings: &[Holding], results: &[Result<(), String>]) {
         }
     }
     let count = results.iter().filter(|result| result.is_ok()).count();
-    let Some(first) = holdings.first() else { return };
+    let Some(first) = holdings.first().filter(|_| count > 0) else { return };
     let (vip, epoch) = (&first.vip, first.epoch);
     match step {
         Step::Add => tracing::info!(count, %vip, %epoch, "holding VIPs"),

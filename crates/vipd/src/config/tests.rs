@@ -111,7 +111,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(announce_refresh, ms(30_000));
     assert_eq!(address_lifetime, ms(10_000));
     assert_eq!(pin_root, Path::new("/sys/fs/bpf"));
-    assert_eq!((realtime_priority, lock_memory), (0, false));
+    assert_eq!((realtime_priority, lock_memory), (10, false));
     assert_eq!((log_level.as_str(), log_format), ("info", LogFormat::Text));
     assert!(interface_map.is_empty() && initial_members.is_empty() && initial_vips.is_empty());
     assert!(warnings.is_empty(), "{warnings:?}");
