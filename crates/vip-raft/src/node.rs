@@ -595,6 +595,8 @@ fn raft_config(config: &NodeConfig) -> Result<Config, openraft::ConfigError> {
         election_timeout_min: lease.saturating_sub(1),
         election_timeout_max: lease,
         enable_elect: false,
+        // It would drive those two and nothing else, fifty times a second and more.
+        enable_tick: false,
         // Heartbeats come from `beat`, at the configured pace and not at that of openraft's tick.
         enable_heartbeat: false,
         // The followers write an entry while the leader does.

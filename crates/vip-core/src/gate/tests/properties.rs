@@ -169,7 +169,7 @@ impl Ledger {
         let may = self.leads()
             && self.applied == current
             && self.enabled == current
-            && self.resigned != current
+            && self.resigned < current
             && self.votes_in_flight == 0
             && self.now >= self.hold_from
             && deadline.is_some_and(|deadline| deadline > self.now);
@@ -249,13 +249,11 @@ impl Ledger {
             Operation::Arm { voters } => self.arm(&configurations()[voters]),
             Operation::Resign => {
                 assert_eq!(self.gate.resign(self.vote.leadership), self.leads());
-                if self.leads() {
-                    self.resigned = Some(self.vote.leadership);
-                }
+                self.resigned = self.resigned.max(Some(self.vote.leadership));
             }
             Operation::Released => {
                 // The kernel's deadline is zeroed only after resigning.
-                if self.leads() && self.resigned == Some(self.vote.leadership) {
+                if self.leads() && self.resigned >= Some(self.vote.leadership) {
                     self.gate.released();
                     self.armed = None;
                 }
