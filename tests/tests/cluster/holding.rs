@@ -136,7 +136,7 @@ fn a_stopped_owner_hands_over_and_ends_well() -> TestResult {
     assert_ne!(heir, owner);
     let outage = cluster.outage(before);
     println!("handed over within {outage:?}");
-    assert!(outage < Profile::Default.lease() / 2, "a planned move waits for no lease: {outage:?}\n{}", daemon.log());
+    assert!(outage < Profile::Default.lease(), "a planned move waits for no lease: {outage:?}\n{}", daemon.log());
     cluster.never_two(Stamp::default())
 }
 
