@@ -19,7 +19,11 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Every file of tests that is not part of a library or program belongs to one of these (tests/tests/tidy.rs checks it):
 # those that lay out hosts of their own, and so run one after the other and after everything else, and the rest.
 TESTS := storage cli tidy config_check
-TESTS_ON_HOSTS := address carried fence monitor oracle runner cluster
+TESTS_ON_HOSTS := address carried fence monitor oracle runner cluster netns
+# Needs Python and what it gets from PyPI, too.
+TESTS_OF_EXAMPLES := example_python
+# A workspace of its own, so that the rules that it takes out can be taken out of nothing else.
+SIMULATION := --locked --manifest-path tests/simulation/Cargo.toml
 
 # $(call step,WHAT,COMMAND): says what it does, and how long that took.
 define step
@@ -34,24 +38,51 @@ help: ## List the targets
 build: ## Build vipd, vipctl and vip-lab for use (target/release)
 	$(CARGO) build --release --locked -p vipd -p vipctl -p vip-lab
 
+.PHONY: deb
+deb: ## Build the Debian package of vipd and vipctl (target/debian)
+	packaging/build-deb
+
 .PHONY: test
-test: deps fmt-check lint doc fence-check build-dev test-units test-hosts ## Everything that CI checks; the tests on hosts in namespaces need root
+test: deps fmt-check lint doc fence-check build-dev test-units test-simulation test-hosts ## The tests; those on hosts in namespaces need root
+
+.PHONY: test-all
+test-all: test test-examples test-fuzz ## All that CI runs: the tests, the examples, and the fuzz targets
 
 .PHONY: demo
 demo: deps build ## Watch a VIP survive four faults in network namespaces; needs root
 	target/release/vip-lab demo
 
+# Debian's package and the libraries that it needs and that are not here are unpacked below target. Nothing is installed,
+# so nothing is started either: keepalived runs in the laboratory only.
+KEEPALIVED := target/keepalived
+TRIALS ?= 30
+
+.PHONY: bench
+bench: deps build ## Measure vipd beside keepalived (TRIALS=30) for docs/benchmarks.md; needs root, apt and half an hour
+	@if ! [ -x $(KEEPALIVED)/unpacked/usr/sbin/keepalived ] && ! [ -x /usr/sbin/keepalived ]; then \
+		echo "=== bench: unpacking keepalived below $(KEEPALIVED)"; \
+		rm -rf $(KEEPALIVED); mkdir -p $(KEEPALIVED)/archives/partial; \
+		apt-get update -q; \
+		apt-get install -qy --no-install-recommends --download-only \
+			-o Dir::Cache::archives=$(CURDIR)/$(KEEPALIVED)/archives keepalived; \
+		for deb in $(KEEPALIVED)/archives/*.deb; do dpkg -x "$$deb" $(KEEPALIVED)/new; done; \
+		mv $(KEEPALIVED)/new $(KEEPALIVED)/unpacked; \
+	fi
+	target/release/vip-lab bench --trials $(TRIALS) --json target/bench.json --markdown docs/benchmarks.md
+
 .PHONY: fmt
 fmt: ## Format the code
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path tests/simulation/Cargo.toml
 
 .PHONY: fmt-check
 fmt-check: ## Check the format
-	$(call step,format,$(CARGO) fmt --all --check)
+	$(call step,format,$(CARGO) fmt --all --check && $(CARGO) fmt --manifest-path tests/simulation/Cargo.toml --check)
 
 .PHONY: lint
 lint: ## Clippy; a warning is an error
 	$(call step,clippy,$(CARGO) clippy $(ALL) --all-targets --keep-going -- -D warnings)
+	$(call step,clippy of the simulation,$(CARGO) clippy $(SIMULATION) --all-targets -- -D warnings)
 
 .PHONY: doc
 doc: ## Build the documentation of the code; a warning is an error
@@ -74,9 +105,35 @@ test-units: ## Unit and property tests, storage suite, rules of the repository
 test-hosts: ## Tests on hosts in network namespaces, with real daemons; needs root
 	$(call step,tests on hosts,$(CARGO) test $(ALL) --no-fail-fast $(addprefix --test ,$(TESTS_ON_HOSTS)) -- --test-threads=1)
 
+.PHONY: test-simulation
+test-simulation: ## A cluster in simulated time: thousands of seeds, and each rule taken out
+	$(call step,simulation,$(CARGO) test $(SIMULATION))
+
+.PHONY: test-examples
+test-examples: deps ## The examples against a live cluster; needs root, Python and PyPI
+	$(call step,examples,$(CARGO) test $(ALL) --no-fail-fast $(addprefix --test ,$(TESTS_OF_EXAMPLES)) -- --test-threads=1)
+
+.PHONY: test-fuzz
+test-fuzz: deps ## Build the fuzz targets, and run each over its corpus once
+	$(call step,fuzz targets,fuzz/run --replay)
+
+.PHONY: test-compose
+test-compose: build-dev ## The laboratory in containers, through every partition; needs root, and an engine or apt
+	$(call step,compose,tests/compose/run)
+
+SECONDS ?= 60
+
+.PHONY: soak
+soak: ## Simulate on all cores for SECONDS (60), with seeds never tried
+	$(CARGO) run $(SIMULATION) -- --seconds $(SECONDS)
+
+.PHONY: faults
+faults: deps ## Every fault on the real kernel, TRIALS times (30) with random details; needs root
+	VIPD_FAULT_TRIALS=$(TRIALS) $(CARGO) test $(ALL) --test netns -- --ignored --nocapture --test-threads=1 campaign
+
 # A package for each command that is missing; nothing is asked of the network when none is.
 NEEDED := clang:clang llvm-strip:llvm ip:iproute2 tc:iproute2 nft:nftables nsenter:util-linux mount:mount \
-	arping:iputils-arping git:git cc:gcc
+	arping:iputils-arping git:git cc:gcc c++:g++ python3:python3 mkfs.ext4:e2fsprogs
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vip_lab::clock::millis;
 use vip_lab::topology::INTERFACE;
-use vip_lab::{HostId, Lab, Node, Profile, Stamp};
+use vip_lab::{HostId, Lab, LabBuilder, Node, Profile, Stamp};
 
 use crate::daemon::Daemon;
 use crate::{TestResult, programs};
@@ -42,6 +42,14 @@ pub struct Cluster {
 /// # Errors
 /// When the laboratory cannot be built, or no cluster comes of it.
 pub fn cluster(profile: Profile) -> Result<Option<Cluster>> {
+    cluster_of(Lab::builder().profile(profile).vipd(Some(programs::vipd()?)))
+}
+
+/// As [`cluster`], of a laboratory that is laid out otherwise.
+///
+/// # Errors
+/// As [`cluster`].
+pub fn cluster_of(builder: LabBuilder) -> Result<Option<Cluster>> {
     if !nix::unistd::geteuid().is_root() {
         ensure!(
             std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_none(),
@@ -53,7 +61,7 @@ pub fn cluster(profile: Profile) -> Result<Option<Cluster>> {
         }
         return Ok(None);
     }
-    let lab = Lab::builder().profile(profile).vipd(Some(programs::vipd()?)).start()?;
+    let lab = builder.start()?;
     lab.wait_for_holder(PATIENCE)?;
     let formed = Stamp::now();
     let owner = one_host(&lab.wait_stable(SETTLE, PATIENCE)?)?;

@@ -6,8 +6,10 @@
 pub mod cluster;
 pub mod daemon;
 pub mod disk;
+pub mod load;
 pub mod programs;
 pub mod repository;
+pub mod trace;
 
 use std::time::{Duration, Instant};
 

@@ -211,6 +211,7 @@ fn the_shipped_file_passes() -> TestResult {
         "burst",
         "refresh",
         "lifetime",
+        "backend",
         "pin_root",
         "realtime_priority",
         "lock_memory",

@@ -233,6 +233,23 @@ fn no_crate_is_used_that_nobody_should_use() -> TestResult {
     Ok(())
 }
 
+/// The fuzz targets are a workspace of their own; what they try must be what is shipped.
+#[test]
+fn the_fuzz_targets_use_the_same_versions() -> TestResult {
+    let locked = |path: &str| -> anyhow::Result<BTreeSet<(String, String)>> {
+        let lock: Table = read(path)?.parse()?;
+        let text = |package: &Value, key: &str| package[key].as_str().unwrap_or_default().to_owned();
+        let packages = lock["package"].as_array().expect("packages").iter();
+        Ok(packages.map(|package| (text(package, "name"), text(package, "version"))).collect())
+    };
+    let (shipped, fuzzed) = (locked("Cargo.lock")?, locked("fuzz/Cargo.lock")?);
+    let known: BTreeSet<&str> = shipped.iter().map(|(name, _)| name.as_str()).collect();
+    let other = fuzzed.iter().filter(|locked| known.contains(locked.0.as_str()) && !shipped.contains(*locked));
+    let problems: Vec<_> = other.map(|(name, version)| format!("fuzz/Cargo.lock has {name} {version}")).collect();
+    assert_none(&problems, "the versions of Cargo.lock; fuzz/README.md says how");
+    Ok(())
+}
+
 /// openraft's interface and behaviour change between alphas, and the lease rests on what was read in this one.
 #[test]
 fn openraft_is_pinned() -> TestResult {
@@ -400,7 +417,7 @@ fn every_file_of_tests_runs() -> TestResult {
     let makefile = read("Makefile")?;
     let named: BTreeSet<&str> = makefile
         .lines()
-        .filter(|line| line.starts_with("TESTS := ") || line.starts_with("TESTS_ON_HOSTS := "))
+        .filter(|line| line.starts_with("TESTS") && line.contains(" := "))
         .flat_map(|line| line.split_whitespace().skip(2))
         .collect();
     let mut found = BTreeSet::new();
@@ -408,6 +425,45 @@ fn every_file_of_tests_runs() -> TestResult {
     for package in metadata.workspace_packages() {
         found.extend(package.targets.iter().filter(|target| target.is_test()).map(|target| target.name.as_str()));
     }
-    assert_eq!(named, found, "left: the Makefile's TESTS and TESTS_ON_HOSTS, right: what there is");
+    assert_eq!(named, found, "left: the Makefile's variables TESTS…, right: what there is");
+    Ok(())
+}
+
+/// vip-core lets the simulation take rules out, by a feature. Nothing that is shipped may be built with it: the simulation
+/// is a workspace of its own, so that cargo cannot unify the feature into another build.
+#[test]
+fn no_rule_can_be_taken_out_of_what_is_shipped() -> TestResult {
+    const FEATURE: &str = "removable-rules";
+    let metadata = metadata()?;
+    let mut problems = Vec::new();
+    for package in metadata.workspace_packages() {
+        let name = package.name.as_str();
+        for dependency in package.dependencies.iter().filter(|at| at.features.iter().any(|on| on.ends_with(FEATURE))) {
+            problems.push(format!("{name} uses {} with {FEATURE}", dependency.name));
+        }
+        for (feature, others) in &package.features {
+            if others.iter().any(|on| on.ends_with(FEATURE)) {
+                problems.push(format!("the feature {feature} of {name} switches {FEATURE} on"));
+            }
+        }
+    }
+    let core = metadata.packages.iter().find(|package| package.name.as_str() == "vip-core").expect("vip-core");
+    assert!(core.features.contains_key(FEATURE), "the feature is called otherwise by now: say so here");
+    let simulation: Table = read("tests/simulation/Cargo.toml")?.parse()?;
+    if !simulation.contains_key("workspace") {
+        problems.push("tests/simulation is no workspace of its own".to_owned());
+    }
+    let workspace: Table = read("Cargo.toml")?.parse()?;
+    for (name, entry) in simulation["dependencies"].as_table().expect("dependencies") {
+        let here = entry.get("version").and_then(Value::as_str);
+        let there = &workspace["workspace"]["dependencies"][name.as_str()];
+        if here.is_some() && here != there.get("version").unwrap_or(there).as_str() {
+            problems.push(format!("tests/simulation has {name} {here:?}, the workspace {there}"));
+        }
+    }
+    if read("Makefile")?.contains(FEATURE) {
+        problems.push(format!("the Makefile names {FEATURE}"));
+    }
+    assert_none(&problems, "rules can be taken out in the simulation only");
     Ok(())
 }

@@ -79,12 +79,21 @@ pub fn consistency(value: i32) -> Result<Consistency, FieldError> {
     }
 }
 
+const NANOS_IN_SECOND: i128 = 1_000_000_000;
+
 /// A duration in the field `field`.
 ///
 /// # Errors
 /// Where it is negative or out of range.
 pub fn duration(field: &'static str, value: prost_types::Duration) -> Result<Duration, FieldError> {
-    Duration::try_from(value).map_err(|_| FieldError::new(field, format!("{value} is not a positive duration")))
+    // By hand: prost-types negates what is negative, also the least number, which has no opposite.
+    let nanos = i128::from(value.seconds) * NANOS_IN_SECOND + i128::from(value.nanos);
+    let whole = i64::try_from(nanos.div_euclid(NANOS_IN_SECOND)).ok().and_then(|whole| u64::try_from(whole).ok());
+    let part = u32::try_from(nanos.rem_euclid(NANOS_IN_SECOND)).ok();
+    whole.zip(part).map(|(whole, part)| Duration::new(whole, part)).ok_or_else(|| {
+        let prost_types::Duration { seconds, nanos } = value;
+        FieldError::new(field, format!("{seconds} s and {nanos} ns are not a positive duration"))
+    })
 }
 
 /// For the wire; what does not fit is cut to the largest duration.

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use crate::cluster::{Assignment, Claim, Cluster, LeaseKind, VipRecord};
 use crate::ids::{Epoch, Leadership, NodeId, VipName};
+use crate::rules::{Rule, holds};
 use crate::spec::VipSpec;
 use crate::time::BootInstant;
 
@@ -39,7 +40,7 @@ pub struct AgentConfig {
     pub announce_refresh: Duration,
     /// How often to renew the finite lifetime of the addresses in the kernel.
     pub address_refresh: Duration,
-    /// How long to wait before a VIP that could not be acquired is tried again.
+    /// How long to wait before a VIP that could not be acquired is tried again; a tenth of it after the first failures.
     pub acquire_retry: Duration,
     /// How long a refused proposal waits.
     pub propose_retry: Duration,
@@ -77,6 +78,8 @@ pub enum Input {
     Proposed(Result<(), String>),
     /// An address of ours is gone from the kernel, by somebody else's hand.
     AddressLost(IpAddr),
+    /// This interface has another hardware address, or is another one by its name: the neighbours know it no more.
+    Renewed(String),
     /// Whether the kernel fence is in place everywhere.
     Fence(bool),
     /// Give everything back and hand over leadership: the daemon ends.
@@ -296,6 +299,7 @@ impl Agent {
                 }
             }
             Input::AddressLost(address) => self.on_address_lost(address),
+            Input::Renewed(interface) => self.on_renewed(&interface, now),
             Input::Fence(ok) => self.fence_ok = ok,
             Input::Shutdown => self.shutdown = true,
             Input::Tick => {}
@@ -422,7 +426,6 @@ impl Agent {
                 (Step::Open, Phase::Opening, Err(why))
                 | (Step::Add, Phase::Adding { .. } | Phase::Active { .. }, Err(why)) => {
                     life.problem = Some(why);
-                    life.retry_at = now + self.config.acquire_retry;
                     failed.push(vip.clone());
                     life.released = Some(epoch);
                     life.phase = Phase::Shutting { fenced: false };
@@ -436,11 +439,15 @@ impl Agent {
                 (Step::Remove, Phase::Removing { .. }, result) => {
                     // Where removing failed the fence is shut, and the address's lifetime ends it if nothing else does.
                     // It is tried again, and the address stays in the fence until then.
-                    life.leftover = result.is_err();
-                    if let Err(why) = result {
-                        life.problem = Some(why);
-                        life.retry_at = now + self.config.acquire_retry;
-                        failed.push(vip.clone());
+                    let was_in_the_way = std::mem::replace(&mut life.leftover, result.is_err());
+                    match result {
+                        Err(why) => {
+                            life.problem = Some(why);
+                            failed.push(vip.clone());
+                        }
+                        // What stood in the way of acquiring it is gone.
+                        Ok(()) if was_in_the_way => life.failures = 0,
+                        Ok(()) => {}
                     }
                     life.phase = Phase::Standby;
                 }
@@ -451,15 +458,21 @@ impl Agent {
         self.push(Action::Shut, shut);
         self.push(Action::Remove, remove);
         self.count_failures(&failed, now);
+        if self.lives.values().all(|life| life.failures == 0) {
+            self.blocked_until = BootInstant::ZERO;
+        }
     }
 
     /// Somebody else's address in the way, an interface without IPv6: what fails here again and again another node may do.
+    /// That it will is soon known: the first attempts come quickly.
     fn count_failures(&mut self, failed: &[VipName], now: BootInstant) {
         for name in failed {
             let Some(life) = self.lives.get_mut(name) else { continue };
-            life.failures += 1;
-            if life.failures >= FAILURES_TO_BLOCK {
-                life.failures = 0;
+            life.failures = life.failures.saturating_add(1);
+            if life.failures < FAILURES_TO_BLOCK {
+                life.retry_at = now + self.config.acquire_retry / 10;
+            } else {
+                life.retry_at = now + self.config.acquire_retry;
                 self.blocked_until = now + self.config.blocked_for;
             }
         }
@@ -483,6 +496,15 @@ impl Agent {
                     | Phase::Shutting { .. }
                     | Phase::Removing { .. } => {}
                 }
+            }
+        }
+    }
+
+    /// Announces what is on the interface as after a takeover.
+    fn on_renewed(&mut self, interface: &str, now: BootInstant) {
+        for life in self.lives.values_mut().filter(|life| life.holding.interface == interface) {
+            if let Phase::Active { since, announced, next } = &mut life.phase {
+                (*since, *announced, *next) = (now, 0, now);
             }
         }
     }
@@ -525,6 +547,7 @@ impl Agent {
 
     fn drop_what_must_go(&mut self, now: BootInstant) {
         let mut shut = Vec::new();
+        let mut remove = Vec::new();
         let dropping: Vec<_> = self
             .lives
             .iter()
@@ -534,11 +557,17 @@ impl Agent {
         for (name, fenced) in dropping {
             if let Some(life) = self.lives.get_mut(&name) {
                 life.released = Some(life.holding.epoch);
-                life.phase = Phase::Shutting { fenced };
-                shut.push(life.holding.clone());
+                if holds(Rule::ShutBeforeRemove) {
+                    life.phase = Phase::Shutting { fenced };
+                    shut.push(life.holding.clone());
+                } else {
+                    life.phase = Phase::Removing { fenced };
+                    remove.push(life.holding.clone());
+                }
             }
         }
         self.push(Action::Shut, shut);
+        self.push(Action::Remove, remove);
     }
 
     fn add_what_is_opened(&mut self) {
@@ -564,6 +593,9 @@ impl Agent {
 
     /// Whether a held VIP must go, and if so whether because its lease ran out.
     fn must_drop(&self, life: &Life, now: BootInstant) -> Option<bool> {
+        if !holds(Rule::DropWhatMustGo) {
+            return None;
+        }
         let lapsed = self.lease.is_none_or(|(by, deadline)| by != life.by || deadline <= now);
         if lapsed {
             return Some(true);
@@ -604,7 +636,7 @@ impl Agent {
 
     /// What has to wait until nothing is held: handing over, ending, and enabling a new leadership.
     fn after_all_is_dropped(&mut self) {
-        if self.lives.values().any(|life| life.phase != Phase::Standby) {
+        if self.lives.values().any(|life| life.phase != Phase::Standby) && holds(Rule::DropBeforeEnable) {
             return;
         }
         if self.resigning() && !self.transferred {
@@ -639,11 +671,14 @@ impl Agent {
         for vip in self.cluster.vips.values() {
             let Some(assignment) = vip.assignment else { continue };
             let Some(epoch) = self.holds(&assignment) else { continue };
-            if assignment.by != leadership || !self.link_up(&vip.spec) {
+            let of_another = assignment.by != leadership && holds(Rule::OwnAssignment);
+            if of_another || !self.link_up(&vip.spec) {
                 continue;
             }
             let known = self.lives.get(&vip.spec.name);
-            if known.is_some_and(|life| life.phase != Phase::Standby || life.released >= Some(epoch)) {
+            if known.is_some_and(|life| {
+                life.phase != Phase::Standby || (life.released >= Some(epoch) && holds(Rule::EpochOnce))
+            }) {
                 continue;
             }
             let (problem, failures) = known.map_or((None, 0), |life| (life.problem.clone(), life.failures));
@@ -671,7 +706,7 @@ impl Agent {
             let life = Life {
                 holding: holding.clone(),
                 by: leadership,
-                phase: Phase::Opening,
+                phase: if holds(Rule::OpenBeforeAdd) { Phase::Opening } else { Phase::Adding { lost: false } },
                 released: None,
                 problem: problem.clone(),
                 leftover: false,
@@ -680,7 +715,8 @@ impl Agent {
             };
             self.lives.insert(holding.vip.clone(), life);
         }
-        self.actions.push_back(Action::Open(open.into_iter().map(|(holding, ..)| holding).collect()));
+        let first_step = if holds(Rule::OpenBeforeAdd) { Action::Open } else { Action::Add };
+        self.actions.push_back(first_step(open.into_iter().map(|(holding, ..)| holding).collect()));
     }
 
     fn propose(&mut self, now: BootInstant) {
@@ -719,7 +755,8 @@ impl Agent {
         }
         // Mine already, and not given back: acquiring it is all that is left to do.
         !vip.assignment.is_some_and(|assignment| {
-            assignment.by == leadership && life.is_none_or(|life| life.released < Some(assignment.epoch))
+            assignment.by == leadership
+                && life.is_none_or(|life| life.released < Some(assignment.epoch) || !holds(Rule::EpochOnce))
         })
     }
 

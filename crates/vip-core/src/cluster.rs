@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ids::{Epoch, Leadership, NodeId, VipName};
+use crate::rules::{Rule, holds};
 use crate::spec::VipSpec;
 
 /// The most VIPs that one cluster holds; the kernel fence has room for them.
@@ -193,7 +194,7 @@ impl Cluster {
             Command::DeclareVip(spec) => self.declare(index, spec),
             Command::DeleteVip(name) => Ok(self.delete(&name)),
             Command::Assign { by, owner, kind, claims } => {
-                if by == appended_by {
+                if by == appended_by || !holds(Rule::AssignByDecider) {
                     Ok(self.assign(index, Assignment { owner, epoch: Epoch(index), by, kind }, claims))
                 } else {
                     Err(Refusal::OtherLeadership { decided: by, appended: appended_by })
@@ -280,7 +281,7 @@ impl Cluster {
         let mut changed = false;
         for claim in claims {
             if let Some(vip) = self.vips.get_mut(&claim.vip)
-                && vip.assignment.map(|current| current.epoch) == claim.base
+                && (vip.assignment.map(|current| current.epoch) == claim.base || !holds(Rule::AssignBase))
             {
                 vip.assignment = Some(assignment);
                 vip.changed_at = index;

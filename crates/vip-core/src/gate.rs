@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ids::{Leadership, NodeId};
+use crate::rules::{Rule, holds};
 use crate::time::BootInstant;
 
 /// The figures of the lease. The same on all nodes of a cluster; a peer with others is refused.
@@ -33,13 +34,15 @@ impl LeaseTiming {
     /// g ≥ 2·r·L + q: what a holder gives up of its lease for clock drift and queued frames.
     #[must_use]
     pub fn margin(&self) -> Duration {
-        self.drift_over(self.lease) * 2 + self.queue_time
+        let drift = if holds(Rule::DriftMargin) { self.drift_over(self.lease) * 2 } else { Duration::ZERO };
+        let queued = if holds(Rule::QueueMargin) { self.queue_time } else { Duration::ZERO };
+        drift + queued
     }
 
     /// L·(1 + r): the lease as a slow clock of a voter must count it, so that it ends last.
     #[must_use]
     pub fn voter_lease(&self) -> Duration {
-        self.lease + self.drift_over(self.lease)
+        if holds(Rule::VoterDrift) { self.lease + self.drift_over(self.lease) } else { self.lease }
     }
 
     fn drift_over(&self, duration: Duration) -> Duration {
@@ -146,6 +149,8 @@ pub enum NotArmed {
 pub struct LeaseGate {
     me: NodeId,
     timing: LeaseTiming,
+    /// How late this node's kernel may end a lease. Local: it shortens this node's own deadlines and nothing else.
+    fence_slack: Duration,
     /// R3: until then this process votes for nobody and does not stand.
     silent_until: BootInstant,
     /// The durable vote.
@@ -168,6 +173,8 @@ pub struct LeaseGate {
     resigned: Option<Leadership>,
     /// A transfer that this node accepted: from whom. Its next candidacy, and only that one, is exempt from R4's wait.
     transfer_from: Option<Leadership>,
+    /// When that was.
+    transfer_at: BootInstant,
     /// The candidacy that a transfer started, and who asked for it.
     candidacy_by_transfer: Option<(Leadership, Leadership)>,
 }
@@ -178,12 +185,15 @@ impl LeaseGate {
     /// `pristine`: the store holds neither an entry nor a vote, so this node has never promised anything.
     #[must_use]
     pub fn new(me: NodeId, timing: LeaseTiming, vote: HeldVote, pristine: bool, now: BootInstant) -> Self {
+        let exempt = pristine || !holds(Rule::RestartSilence);
+        let restored = vote.leadership.node == me && !holds(Rule::NoLeaderRestored);
         Self {
             me,
             timing,
-            silent_until: if pristine { BootInstant::ZERO } else { now + timing.voter_lease() },
+            fence_slack: Duration::ZERO,
+            silent_until: if exempt { BootInstant::ZERO } else { now + timing.voter_lease() },
             // A leadership of an earlier process is over: what it held was dropped at start.
-            vote: HeldVote { committed: vote.committed && vote.leadership.node != me, ..vote },
+            vote: HeldVote { committed: vote.committed && (vote.leadership.node != me || restored), ..vote },
             acknowledged: None,
             sent: BTreeMap::new(),
             used: None,
@@ -193,8 +203,16 @@ impl LeaseGate {
             enabled: None,
             resigned: None,
             transfer_from: None,
+            transfer_at: BootInstant::ZERO,
             candidacy_by_transfer: None,
         }
+    }
+
+    /// The same with a fence that may end a lease this much after its deadline.
+    #[must_use]
+    pub const fn with_fence_slack(mut self, fence_slack: Duration) -> Self {
+        self.fence_slack = fence_slack;
+        self
     }
 
     /// The figures it works with.
@@ -217,7 +235,8 @@ impl LeaseGate {
     /// this node, whose promise would come too late.
     #[must_use]
     pub fn append_acknowledged(&mut self, leader: Leadership, now: BootInstant) -> bool {
-        if leader.node == self.me || self.vote.leadership > leader {
+        let moved_on = self.vote.leadership > leader && holds(Rule::AcknowledgeInOrder);
+        if leader.node == self.me || moved_on {
             return false;
         }
         self.acknowledged = Some((leader, now));
@@ -235,7 +254,9 @@ impl LeaseGate {
             // A transfer is a leader's own word that it holds nothing any more. It ends that leader's lease and no
             // other's: a transfer vote that was under way while another leader was elected must not pass, and two
             // leaders may stand in one term, so the term alone would not tell them apart.
-            if request.by_transfer_of != Some(leader) {
+            let named = request.by_transfer_of == Some(leader)
+                || (request.by_transfer_of.is_some() && !holds(Rule::TransferName));
+            if !named && holds(Rule::VoterPromise) {
                 self.check_granted(now)?;
             }
         }
@@ -266,6 +287,7 @@ impl LeaseGate {
         self.check_restart(now)?;
         self.check_used(now)?;
         self.transfer_from = Some(from);
+        self.transfer_at = now;
         Ok(())
     }
 
@@ -278,14 +300,15 @@ impl LeaseGate {
     pub fn check_campaign(&self, now: BootInstant) -> Result<(), Shut> {
         self.check_restart(now)?;
         self.check_used(now)?;
-        self.check_granted(now)
+        if holds(Rule::CandidatePromise) { self.check_granted(now) } else { Ok(()) }
     }
 
     /// The earliest instant at which [`Self::check_campaign`] can pass, as things stand.
     #[must_use]
     pub fn campaign_from(&self) -> BootInstant {
-        let granted = self.acknowledged.map_or(BootInstant::ZERO, |(_, at)| at + self.timing.voter_lease());
-        let used = self.used.map_or(BootInstant::ZERO, |sent| sent + self.timing.lease);
+        let promise = self.acknowledged.filter(|_| holds(Rule::CandidatePromise));
+        let granted = promise.map_or(BootInstant::ZERO, |(_, at)| at + self.timing.voter_lease());
+        let used = self.used.filter(|_| holds(Rule::Used)).map_or(BootInstant::ZERO, |sent| sent + self.timing.lease);
         self.silent_until.max(granted).max(used)
     }
 
@@ -297,7 +320,9 @@ impl LeaseGate {
         // A granted vote or an own candidacy voids all older leases. What is armed in the kernel runs on to its
         // deadline, which `used` remembers.
         self.vote = HeldVote { committed: false, ..vote };
-        self.sent.clear();
+        if holds(Rule::VoteVoidsAnswers) {
+            self.sent.clear();
+        }
         self.votes_end_candidacy(vote);
     }
 
@@ -310,7 +335,8 @@ impl LeaseGate {
         let from = self.transfer_from.take();
         let last = self.acknowledged.map(|(leader, _)| leader);
         // R4's exemption: asked to stand by the very leader whose append this node acknowledged last.
-        self.candidacy_by_transfer = from.filter(|_| from == last).map(|from| (vote.leadership, from));
+        self.candidacy_by_transfer =
+            from.filter(|_| from == last || !holds(Rule::ExemptByLastOnly)).map(|from| (vote.leadership, from));
     }
 
     /// Who asked this node to stand for `leadership`, for the voters to compare.
@@ -328,7 +354,13 @@ impl LeaseGate {
         self.vote = vote;
         if won {
             self.hold_from = match self.acknowledged {
-                Some((_, at)) if self.transfer_of(vote.leadership).is_none() => at + self.timing.voter_lease(),
+                // What the leader before sent is queued no more: it had given its lease up before it asked.
+                _ if self.transfer_of(vote.leadership).is_some() && holds(Rule::TransferQueue) => {
+                    self.transfer_at + self.timing.queue_time + self.timing.drift_over(self.timing.queue_time)
+                }
+                Some((_, at)) if self.transfer_of(vote.leadership).is_none() && holds(Rule::Hold) => {
+                    at + self.timing.voter_lease()
+                }
                 Some(_) | None => BootInstant::ZERO,
             };
         }
@@ -347,7 +379,8 @@ impl LeaseGate {
     ///
     /// Returns whether that is news, so that a renewal is worth a try.
     pub fn append_answered(&mut self, leadership: Leadership, peer: NodeId, sent_at: BootInstant) -> bool {
-        if self.vote.leadership != leadership || peer == self.me {
+        let stale = self.vote.leadership != leadership && holds(Rule::OwnAnswersOnly);
+        if stale || peer == self.me {
             return false;
         }
         let known = self.sent.entry(peer).or_insert(BootInstant::ZERO);
@@ -369,10 +402,10 @@ impl LeaseGate {
     /// What is missing.
     pub fn check_reign(&self, now: BootInstant) -> Result<Leadership, NotArmed> {
         let leadership = self.leading().ok_or(NotArmed::NotLeading)?;
-        if self.resigned >= Some(leadership) {
+        if self.resigned >= Some(leadership) && holds(Rule::NeverAgain) {
             return Err(NotArmed::Resigned);
         }
-        if self.applied != Some(leadership) {
+        if self.applied != Some(leadership) && holds(Rule::OwnEntryApplied) {
             return Err(NotArmed::NothingApplied);
         }
         if now < self.hold_from {
@@ -396,11 +429,12 @@ impl LeaseGate {
         if self.enabled != Some(leadership) {
             return Err(NotArmed::NotEnabled);
         }
-        if self.votes_in_flight > 0 {
+        if self.votes_in_flight > 0 && holds(Rule::VoteInFlight) {
             return Err(NotArmed::VoteInFlight);
         }
-        let sent = self.quorum_sent(voters, now).ok_or(NotArmed::NoQuorum)?;
-        let deadline = (sent + self.timing.lease) - self.timing.margin();
+        let quorum = if holds(Rule::Quorum) { self.quorum_sent(voters, now) } else { Some(now) };
+        let sent = quorum.ok_or(NotArmed::NoQuorum)?;
+        let deadline = (sent + self.timing.lease) - self.timing.margin() - self.fence_slack;
         if deadline <= now {
             return Err(NotArmed::NoQuorum);
         }
@@ -446,7 +480,7 @@ impl LeaseGate {
     /// The last door before a transfer leaves: whoever asked for it may have been overtaken by another leadership.
     #[must_use]
     pub fn may_transfer(&self, from: Leadership) -> bool {
-        self.leading() == Some(from) && self.resigned() && self.used.is_none()
+        self.leading() == Some(from) && ((self.resigned() && self.used.is_none()) || !holds(Rule::TransferAfterRelease))
     }
 
     /// Every deadline that this process armed is zeroed in the kernel; none can be armed in this leadership any more.
@@ -476,7 +510,7 @@ impl LeaseGate {
     }
 
     fn check_used(&self, now: BootInstant) -> Result<(), Shut> {
-        if let Some(sent) = self.used {
+        if let Some(sent) = self.used.filter(|_| holds(Rule::Used)) {
             let until = sent + self.timing.lease;
             if now < until {
                 return Err(Shut::LeaseUsed { remaining: until.saturating_duration_since(now) });

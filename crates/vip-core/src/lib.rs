@@ -11,6 +11,7 @@ pub mod agent;
 pub mod cluster;
 pub mod gate;
 pub mod ids;
+pub mod rules;
 pub mod spec;
 pub mod time;
 

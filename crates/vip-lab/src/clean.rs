@@ -41,7 +41,8 @@ pub fn clean() -> Result<Cleaned> {
     let tmp = std::env::temp_dir();
     for name in names_of_dead_runs(&tmp) {
         let path = tmp.join(&name);
-        if path.join("n1").join("vipd.toml").is_file() && fs::remove_dir_all(&path).is_ok() {
+        let configured = ["vipd.toml", "keepalived.conf"].iter().any(|file| path.join("n1").join(file).is_file());
+        if configured && fs::remove_dir_all(&path).is_ok() {
             cleaned.directories.push(name);
         }
     }
@@ -50,7 +51,7 @@ pub fn clean() -> Result<Cleaned> {
 
 /// Removes the maps that a daemon pinned for this namespace: they outlive a daemon that was killed, by design, but are of
 /// no use to anybody once the namespace is gone. Their directory begins with the namespace's number.
-pub(crate) fn remove_pins(netns: &Netns) {
+pub fn remove_pins(netns: &Netns) {
     const PIN_DIR: &str = "/sys/fs/bpf/vipd";
     let (Ok(inode), Ok(entries)) = (netns.inode(), fs::read_dir(PIN_DIR)) else { return };
     for entry in entries.flatten() {

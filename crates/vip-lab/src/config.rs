@@ -1,4 +1,4 @@
-//! The daemon's configuration file, written by hand: this crate knows the format from its documentation only.
+//! The configuration of `vipd`, written by hand: this crate knows the format from its documentation only.
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::manager::Manager;
 use crate::topology::{HostId, INTERFACE};
 
 /// The timing profile of the daemons.
@@ -49,8 +50,8 @@ impl fmt::Display for Profile {
 /// Everything that the configuration of the nodes of one run depends on.
 #[derive(Debug, Clone)]
 pub struct ClusterPlan {
-    /// The timing profile.
-    pub profile: Profile,
+    /// What keeps the VIPs.
+    pub manager: Manager,
     /// The nodes of the cluster.
     pub nodes: Vec<HostId>,
     /// The VIPs, the probed ones first.
@@ -68,20 +69,21 @@ impl ClusterPlan {
         self.dir.join(node.to_string())
     }
 
-    /// The configuration of one node.
+    /// The configuration of vipd on one node.
     #[must_use]
     pub fn node_toml(&self, node: HostId) -> String {
+        let profile = self.manager.profile().unwrap_or(Profile::Default);
         let (id, ip, dir) = (number(node), node.ipv4(), self.node_dir(node));
         let mut text = format!(
             "insecure = true\n[cluster]\nname = \"lab\"\nprofile = \"{}\"\n\
              [node]\nid = {id}\nname = \"{node}\"\ndata_dir = \"{}\"\n\
              [peer]\nlisten = \"{ip}:7400\"\n\
              [api]\nsocket = \"{}\"\nlisten = \"{ip}:7401\"\n",
-            self.profile,
+            profile,
             dir.display(),
             socket_path(&dir).display(),
         );
-        if self.profile == Profile::Fast {
+        if profile == Profile::Fast {
             text.push_str("[process]\nrealtime_priority = 10\nlock_memory = true\n");
         }
         text.push_str(&self.extra);
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn the_file_of_a_node_is_the_documented_one() {
         let plan = ClusterPlan {
-            profile: Profile::Fast,
+            manager: Manager::VipdFast,
             nodes: vec![HostId::Node(1), HostId::Node(2)],
             vips: vec![vip_address(0), vip_address(1), vip_address(2)],
             dir: PathBuf::from("/run/x"),

@@ -31,10 +31,10 @@ pub struct DemoRecord {
 pub fn run_demo(lab: &Lab, quiet: bool) -> Result<DemoRecord> {
     let timeline = Timeline { origin: Stamp::now(), colours: std::io::stdout().is_terminal(), quiet };
     timeline.note(&format!(
-        "{} nodes, one client; VIPs {}; profile {}",
+        "{} nodes, one client; VIPs {}; {}",
         lab.nodes().len(),
         lab.vips().iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
-        lab.profile(),
+        lab.manager(),
     ));
     let owner = lab.wait_stable(SETTLE, Duration::from_secs(40))?[0];
     timeline.moment(&Moment { at: Stamp::now(), host: Some(owner), what: "answers for every VIP: the owner".into() });

@@ -1,19 +1,31 @@
-//! Faults of the network: one-way cuts between hosts at the switch, and links without carrier.
+//! Faults of the network: one-way cuts and losses between hosts at the switch, links without carrier, interfaces that go
+//! away and come back.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::topology::{HostId, Network};
+use crate::topology::{HostId, INTERFACE, Network};
 
 const TABLE: &str = "lab";
 
+/// The shares of frames that [`Network::lose`] can drop, in percent.
+pub const LOSSES: [u8; 3] = [5, 20, 50];
+
 impl Network {
-    /// Lays the empty filter: one set of (from, to) ports whose frames the switch drops.
+    /// Lays the empty filter: sets of (from, to) ports whose frames the switch drops, all of one set, a share of the others.
     pub(crate) fn prepare_cuts(&self) -> Result<()> {
-        let rules = format!(
-            "table bridge {TABLE} {{\n set cuts {{ type ifname . ifname; }}\n chain forward {{\n\
-             type filter hook forward priority 0; policy accept\n meta iifname . meta oifname @cuts counter drop\n }}\n}}\n"
+        let mut sets = String::from(" set cuts { type ifname . ifname; }\n");
+        let mut rules = String::from(" meta iifname . meta oifname @cuts counter drop\n");
+        for percent in LOSSES {
+            sets += &format!(" set loss{percent} {{ type ifname . ifname; }}\n");
+            rules += &format!(
+                " meta iifname . meta oifname @loss{percent} numgen random mod 100 < {percent} counter drop\n"
+            );
+        }
+        let table = format!(
+            "table bridge {TABLE} {{\n{sets} chain forward {{\n type filter hook forward priority 0; policy accept\n\
+             {rules} }}\n}}\n"
         );
-        self.switch.run_with_input(["nft", "-f", "-"], &rules).map(drop)
+        self.switch.run_with_input(["nft", "-f", "-"], &table).map(drop)
     }
 
     /// Drops every frame from each host of `from` to each host of `to`, in this direction only.
@@ -21,7 +33,7 @@ impl Network {
     /// # Errors
     /// When `nft` fails.
     pub fn cut(&self, from: &[HostId], to: &[HostId]) -> Result<()> {
-        self.add_cuts(pairs(from, to))
+        self.add("cuts", &pairs(from, to))
     }
 
     /// Drops every frame between the two groups, in both directions, at one instant.
@@ -29,15 +41,27 @@ impl Network {
     /// # Errors
     /// When `nft` fails.
     pub fn partition(&self, one: &[HostId], other: &[HostId]) -> Result<()> {
-        self.add_cuts(pairs(one, other).into_iter().chain(pairs(other, one)).collect())
+        self.add("cuts", &[pairs(one, other), pairs(other, one)].concat())
     }
 
-    /// Ends all cuts and partitions. Links that are down stay down.
+    /// Drops each frame from a host of `from` to a host of `to` by chance, in this direction only. `percent` is one of
+    /// [`LOSSES`].
+    ///
+    /// # Errors
+    /// When `nft` fails, or for another share.
+    pub fn lose(&self, from: &[HostId], to: &[HostId], percent: u8) -> Result<()> {
+        ensure!(LOSSES.contains(&percent), "a loss of {percent} %: the switch is prepared for {LOSSES:?}");
+        self.add(&format!("loss{percent}"), &pairs(from, to))
+    }
+
+    /// Ends all cuts, partitions and losses. Links that are down stay down.
     ///
     /// # Errors
     /// When `nft` fails.
     pub fn heal(&self) -> Result<()> {
-        self.switch.run(["nft", "flush", "set", "bridge", TABLE, "cuts"]).map(drop)
+        let sets = LOSSES.map(|percent| format!("flush set bridge {TABLE} loss{percent}\n")).concat();
+        let commands = format!("flush set bridge {TABLE} cuts\n{sets}");
+        self.switch.run_with_input(["nft", "-f", "-"], &commands).map(drop)
     }
 
     /// Takes the carrier of a host: the switch's side of its link goes down.
@@ -56,11 +80,59 @@ impl Network {
         self.switch.run(["ip", "link", "set", &host.to_string(), "up"]).map(drop)
     }
 
-    fn add_cuts(&self, pairs: Vec<String>) -> Result<()> {
+    /// Takes a host's interface away, with everything on it.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn unplug(&self, host: HostId) -> Result<()> {
+        self.host(host).run(["ip", "link", "del", INTERFACE]).map(drop)
+    }
+
+    /// Takes the carrier of every host: the switch is off.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn switch_off(&self) -> Result<()> {
+        self.all_ports("down")
+    }
+
+    /// Turns the switch on again.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn switch_on(&self) -> Result<()> {
+        self.all_ports("up")
+    }
+
+    fn all_ports(&self, state: &str) -> Result<()> {
+        let ports = self.nodes().chain([HostId::Client, HostId::Watch]);
+        let commands: String = ports.map(|host| format!("link set {host} {state}\n")).collect();
+        self.switch.run_with_input(["ip", "-batch", "-"], &commands).map(drop)
+    }
+
+    /// Lets the switch keep every frame to a host back for a while: `tc qdisc add dev PORT root netem ARGS`.
+    ///
+    /// # Errors
+    /// When `tc` fails: the kernel may have no `sch_netem`.
+    pub fn hold_up(&self, host: HostId, args: &[&str]) -> Result<()> {
+        let port = host.to_string();
+        let command = ["tc", "qdisc", "replace", "dev", &port, "root", "netem"];
+        self.switch.run(command.iter().chain(args)).map(drop)
+    }
+
+    /// Ends [`Self::hold_up`].
+    ///
+    /// # Errors
+    /// When `tc` fails.
+    pub fn let_through(&self, host: HostId) -> Result<()> {
+        self.switch.run(["tc", "qdisc", "del", "dev", &host.to_string(), "root"]).map(drop)
+    }
+
+    fn add(&self, set: &str, pairs: &[String]) -> Result<()> {
         if pairs.is_empty() {
             return Ok(());
         }
-        let command = format!("add element bridge {TABLE} cuts {{ {} }}\n", pairs.join(", "));
+        let command = format!("add element bridge {TABLE} {set} {{ {} }}\n", pairs.join(", "));
         self.switch.run_with_input(["nft", "-f", "-"], &command).map(drop)
     }
 }

@@ -1,6 +1,5 @@
 //! A whole laboratory: network, daemons and observer, made by a builder and taken down by dropping it.
 
-use std::env;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tempfile::TempDir;
 use crate::clock::{Stamp, millis};
 use crate::config::{ClusterPlan, Profile};
 use crate::interrupt;
+use crate::manager::Manager;
 use crate::netns::Netns;
 use crate::node::Node;
 use crate::observer::Observer;
@@ -23,9 +23,10 @@ const PROBED: usize = 2;
 #[derive(Debug, Clone)]
 pub struct LabBuilder {
     nodes: u8,
-    profile: Profile,
+    manager: Manager,
     vips: u16,
-    program: Option<PathBuf>,
+    vipd: Option<PathBuf>,
+    keepalived: Option<PathBuf>,
     daemons: bool,
     keep: bool,
     extra: String,
@@ -39,11 +40,17 @@ impl LabBuilder {
         self
     }
 
-    /// The timing profile; the default one when not said.
+    /// What keeps the VIPs; vipd with the default profile when not said.
     #[must_use]
-    pub const fn profile(mut self, profile: Profile) -> Self {
-        self.profile = profile;
+    pub const fn manager(mut self, manager: Manager) -> Self {
+        self.manager = manager;
         self
+    }
+
+    /// vipd keeps the VIPs, with this timing profile.
+    #[must_use]
+    pub fn profile(self, profile: Profile) -> Self {
+        self.manager(profile.into())
     }
 
     /// The number of VIPs; 2 when not said: one IPv4 and one IPv6. Further ones are IPv4.
@@ -53,10 +60,17 @@ impl LabBuilder {
         self
     }
 
-    /// The daemon's program. When not said: `$VIPD_BIN`, then `vipd` beside this program.
+    /// The program of vipd. When not said: see [`Manager::find_program`].
     #[must_use]
     pub fn vipd(mut self, program: Option<PathBuf>) -> Self {
-        self.program = program;
+        self.vipd = program;
+        self
+    }
+
+    /// The program of keepalived. When not said: see [`Manager::find_program`].
+    #[must_use]
+    pub fn keepalived(mut self, program: Option<PathBuf>) -> Self {
+        self.keepalived = program;
         self
     }
 
@@ -86,11 +100,12 @@ impl LabBuilder {
     /// # Errors
     /// When not root, a command fails, or the daemon's program is not found.
     pub fn start(self) -> Result<Lab> {
-        let program = if self.daemons { find_program(self.program)? } else { PathBuf::new() };
+        let told = if self.manager.profile().is_some() { self.vipd } else { self.keepalived };
+        let program = if self.daemons { self.manager.find_program(told.as_deref())? } else { PathBuf::new() };
         let network = Network::build(self.nodes)?;
         let dir = tempfile::Builder::new().prefix(&format!("{}-", network.prefix())).tempdir()?;
         let plan = ClusterPlan {
-            profile: self.profile,
+            manager: self.manager,
             nodes: network.nodes().collect(),
             vips: (0..self.vips.max(1)).map(vip_address).collect(),
             dir: dir.path().to_owned(),
@@ -101,7 +116,8 @@ impl LabBuilder {
         if self.daemons {
             for host in lab.plan.nodes.clone() {
                 let (netns, dir) = (lab.network.host(host).clone(), lab.plan.node_dir(host));
-                lab.nodes.push(Node::prepare(host, netns, dir, program.clone(), &lab.plan.node_toml(host))?);
+                let launch = lab.plan.manager.launch(program.clone(), &lab.plan, host);
+                lab.nodes.push(Node::prepare(host, netns, dir, launch)?);
             }
             lab.nodes.iter().try_for_each(Node::start)?;
         }
@@ -127,9 +143,10 @@ impl Lab {
     pub const fn builder() -> LabBuilder {
         LabBuilder {
             nodes: 3,
-            profile: Profile::Default,
+            manager: Manager::VipdDefault,
             vips: 2,
-            program: None,
+            vipd: None,
+            keepalived: None,
             daemons: true,
             keep: false,
             extra: String::new(),
@@ -193,10 +210,16 @@ impl Lab {
         &self.plan.vips
     }
 
-    /// The timing profile.
+    /// What keeps the VIPs.
     #[must_use]
-    pub const fn profile(&self) -> Profile {
-        self.plan.profile
+    pub const fn manager(&self) -> Manager {
+        self.plan.manager
+    }
+
+    /// The timing profile of vipd; the default one when something else keeps the VIPs.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        self.plan.manager.profile().unwrap_or(Profile::Default)
     }
 
     /// The directory with one subdirectory for each node.
@@ -275,7 +298,7 @@ impl Lab {
         loop {
             // Nobody will start it: no use in waiting.
             if let Some(node) = self.nodes.iter().find(|node| !node.is_running()) {
-                bail!("vipd on {} has ended\n{}", node.host(), node.log_tail(30));
+                bail!("{} on {} has ended\n{}", self.manager().program(), node.host(), node.log_tail(30));
             }
             let missing = match self.stable_holders(settle) {
                 Ok(holders) => return Ok(holders),
@@ -294,7 +317,7 @@ impl Lab {
         /// Longer than any pause of an observer on a busy machine, shorter than any lease.
         const HICCUP: Duration = Duration::from_millis(30);
         if let Some(node) = self.nodes.iter().find(|node| node.uptime().is_none_or(|time| time < settle)) {
-            bail!("vipd on {} has just started", node.host());
+            bail!("{} on {} has just started", self.manager().program(), node.host());
         }
         let now = Stamp::now();
         let verdict = self.observer.verdict(now - STEADY);
@@ -333,20 +356,4 @@ impl Drop for Lab {
 
 fn hosts(ids: &[u8]) -> Vec<HostId> {
     ids.iter().copied().map(HostId::Node).collect()
-}
-
-/// The daemon's program: as told, or `$VIPD_BIN`, or beside this program (tests live one directory deeper).
-fn find_program(told: Option<PathBuf>) -> Result<PathBuf> {
-    let beside = env::current_exe()
-        .ok()
-        .into_iter()
-        .flat_map(|exe| exe.ancestors().skip(1).take(2).map(|dir| dir.join("vipd")).collect::<Vec<_>>());
-    let told = told.or_else(|| env::var_os("VIPD_BIN").map(PathBuf::from));
-    let found = match told {
-        Some(path) if path.is_file() => Some(path),
-        Some(path) => bail!("no program at {}", path.display()),
-        None => beside.into_iter().find(|path| path.is_file()),
-    };
-    let path = found.context("vipd not found: build it (cargo build -p vipd), or say --vipd PATH or VIPD_BIN")?;
-    path.canonicalize().with_context(|| format!("resolve {}", path.display()))
 }

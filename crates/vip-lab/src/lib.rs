@@ -12,6 +12,7 @@
 //!
 //! This crate shares no code with the daemon. It drives `ip`, `nft` and processes, and reads frames.
 
+pub mod bench;
 pub mod capture;
 pub mod clean;
 pub mod clock;
@@ -21,9 +22,12 @@ pub mod fault;
 pub mod frame;
 pub mod interrupt;
 pub mod judge;
+pub mod keepalived;
 pub mod lab;
+pub mod manager;
 pub mod netns;
 pub mod node;
+pub mod observe;
 pub mod observer;
 pub mod outage;
 pub mod prober;
@@ -36,6 +40,7 @@ pub use clock::Stamp;
 pub use config::Profile;
 pub use judge::{Answer, AnswerKind, Verdict, judge};
 pub use lab::{Lab, LabBuilder};
+pub use manager::Manager;
 pub use node::Node;
 pub use observer::Observer;
 pub use topology::HostId;

@@ -1,20 +1,26 @@
 //! `vip-lab`: lays out a virtual-IP cluster in network namespaces, breaks it, and judges it by its packets.
 //! Exit status: 0 all well, 1 the cluster broke a promise, 2 the lab itself failed.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vip_lab::bench::{BenchPlan, BenchReport, FAULTS, Part, markdown, run_bench};
 use vip_lab::demo::run_demo;
+use vip_lab::observe::observe;
 use vip_lab::report::{Reporter, Summary, TrialRecord, print};
 use vip_lab::scenario::{Fault, run_trial};
 use vip_lab::steady::run_steady;
-use vip_lab::{Lab, Profile, clean, interrupt};
+use vip_lab::{Lab, Manager, Profile, clean, interrupt};
+
+/// With the commit, which the version alone does not tell apart.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("VIPD_COMMIT"), ")");
 
 #[derive(Parser)]
-#[command(version, about = "Namespace laboratory for vipd: faults, and an observer that judges by packets")]
+#[command(version = VERSION, about = "Namespace laboratory for vipd: faults, and an observer that judges by packets")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,26 +38,49 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure vipd beside keepalived, with the same faults; fails only by what vipd does
+    Bench(BenchArgs),
     /// Keep a lab running until Ctrl-C, to try things by hand
     Up(LabArgs),
+    /// Observe VIPs from this host, in a laboratory that something else laid out; JSON lines
+    ///
+    /// Reads commands from standard input: `peek` prints what was seen since the last judgement, `judge [LABEL]`
+    /// does so and begins anew.
+    Observe {
+        /// A VIP; more than once for several
+        #[arg(long = "vip", value_name = "ADDRESS", required = true)]
+        vips: Vec<IpAddr>,
+        /// Judge this often instead, in milliseconds, and read nothing
+        #[arg(long)]
+        every_ms: Option<u64>,
+    },
     /// Remove what killed runs left behind
     Clean,
 }
 
 #[derive(Args)]
 struct LabArgs {
-    /// Timing profile of the daemons
+    /// Timing profile of vipd
     #[arg(long, value_enum, default_value = "default")]
     profile: Profile,
+    /// What keeps the VIPs, when it is not vipd with that profile
+    #[arg(long, value_enum, conflicts_with = "profile")]
+    manager: Option<Manager>,
     /// Number of nodes
     #[arg(long, default_value_t = 3)]
     nodes: u8,
     /// Number of VIPs: an IPv4 and an IPv6 one, then more IPv4 ones
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1020))]
     vips: u16,
+    /// What the daemons make their fence of [default: auto]
+    #[arg(long, value_enum)]
+    fence: Option<FenceBackend>,
     /// The daemon's program [default: $VIPD_BIN, then vipd beside this program]
     #[arg(long, value_name = "PATH")]
     vipd: Option<PathBuf>,
+    /// The program of keepalived [default: $KEEPALIVED_BIN, where `make bench` unpacks it, /usr/sbin/keepalived]
+    #[arg(long, value_name = "PATH")]
+    keepalived: Option<PathBuf>,
     /// Keep the directory with configurations, logs and state
     #[arg(long)]
     keep: bool,
@@ -75,6 +104,43 @@ struct RunArgs {
     /// Write one JSON object a line: every trial, then the summary
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// How often each fault is measured
+    #[arg(long, default_value_t = 30)]
+    trials: u32,
+    /// How often each fault is measured with 1000 VIPs [default: a tenth of the trials]
+    #[arg(long)]
+    many_trials: Option<u32>,
+    /// How long the steady state is watched
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// Measure these parts only
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::value_variants().to_vec())]
+    only: Vec<Part>,
+    /// Measure these managers only
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Manager::value_variants().to_vec())]
+    managers: Vec<Manager>,
+    /// Of the faults with two VIPs measure these only
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = FAULTS)]
+    faults: Vec<Fault>,
+    /// The daemon's program [default: $VIPD_BIN, then vipd beside this program]
+    #[arg(long, value_name = "PATH")]
+    vipd: Option<PathBuf>,
+    /// The program of keepalived [default: $KEEPALIVED_BIN, where `make bench` unpacks it, /usr/sbin/keepalived]
+    #[arg(long, value_name = "PATH")]
+    keepalived: Option<PathBuf>,
+    /// Write one JSON object a line: every trial, the summaries, then everything together
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Replace the results in this page: what is between its two marks
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Measure nothing: take the results from the JSON of an earlier run
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    from: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -112,10 +178,36 @@ impl Scenario {
     }
 }
 
+/// `fence.backend` in the daemon's configuration.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FenceBackend {
+    Auto,
+    Bpf,
+    Nftables,
+}
+
+impl FenceBackend {
+    const fn toml(self) -> &'static str {
+        match self {
+            Self::Auto => "[fence]\nbackend = \"auto\"\n",
+            Self::Bpf => "[fence]\nbackend = \"bpf\"\n",
+            Self::Nftables => "[fence]\nbackend = \"nftables\"\n",
+        }
+    }
+}
+
 impl LabArgs {
     fn start(&self) -> Result<Lab> {
-        let Self { profile, nodes, vips, vipd, keep } = self;
-        Lab::builder().profile(*profile).nodes(*nodes).vips(*vips).vipd(vipd.clone()).keep(*keep).start()
+        let Self { profile, manager, nodes, vips, fence, vipd, keepalived, keep } = self;
+        Lab::builder()
+            .manager(manager.unwrap_or_else(|| (*profile).into()))
+            .nodes(*nodes)
+            .vips(*vips)
+            .extra_toml(fence.map_or("", FenceBackend::toml))
+            .vipd(vipd.clone())
+            .keepalived(keepalived.clone())
+            .keep(*keep)
+            .start()
     }
 }
 
@@ -125,7 +217,9 @@ fn main() -> ExitCode {
     let passed = interrupt::install().and_then(|()| match cli.command {
         Command::Run(args) => run(&args),
         Command::Demo { lab, json } => demo(&lab, json),
+        Command::Bench(args) => bench(&args),
         Command::Up(args) => up(&args),
+        Command::Observe { vips, every_ms } => observe(&vips, every_ms.map(Duration::from_millis)).map(|()| true),
         Command::Clean => clean_up(),
     });
     match passed {
@@ -185,6 +279,28 @@ fn steady(lab: &Lab, args: &RunArgs, settle: Duration, reporter: &mut Reporter) 
     ));
     reporter.json_line(&record)?;
     Ok(record.overlap_ms == 0.0)
+}
+
+fn bench(args: &BenchArgs) -> Result<bool> {
+    let plan = BenchPlan {
+        parts: args.only.clone(),
+        managers: args.managers.clone(),
+        faults: args.faults.clone(),
+        trials: args.trials,
+        many_trials: args.many_trials.unwrap_or_else(|| args.trials.div_ceil(10)),
+        steady: Duration::from_secs(args.seconds),
+        vipd: args.vipd.clone(),
+        keepalived: args.keepalived.clone(),
+    };
+    let report = match &args.from {
+        Some(path) => BenchReport::read(path)?,
+        None => run_bench(&plan, Reporter::new(args.json.as_deref())?)?,
+    };
+    match &args.markdown {
+        Some(path) => markdown::update(path, &report)?,
+        None => print(&format!("\n{}", markdown::render(&report))),
+    }
+    Ok(report.passed())
 }
 
 fn demo(args: &LabArgs, json: bool) -> Result<bool> {

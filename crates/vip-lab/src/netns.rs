@@ -13,6 +13,9 @@ use nix::sched::{CloneFlags, setns};
 /// Where `ip netns` keeps its names.
 pub const NETNS_DIR: &str = "/run/netns";
 
+/// The namespace that the calling thread is in.
+const HERE: &str = "/proc/thread-self/ns/net";
+
 /// One named network namespace. Whoever made it deletes it: there is no clean-up on drop, so that the owner of a whole
 /// topology can choose the order.
 #[derive(Debug, Clone)]
@@ -35,6 +38,12 @@ impl Netns {
     #[must_use]
     pub fn existing(name: &str) -> Self {
         Self { name: name.to_owned(), path: Path::new(NETNS_DIR).join(name) }
+    }
+
+    /// The namespace that this program is in; it has no name. Entering it changes nothing and needs no right.
+    #[must_use]
+    pub fn here() -> Self {
+        Self { name: String::new(), path: PathBuf::from(HERE) }
     }
 
     /// The name, as `ip netns` shows it.
@@ -87,6 +96,9 @@ impl Netns {
     /// # Errors
     /// When the namespace cannot be entered, or what `job` fails with.
     pub fn enter<T: Send>(&self, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if self.path == Path::new(HERE) {
+            return job();
+        }
         let file = File::open(&self.path).with_context(|| format!("open {}", self.path.display()))?;
         let inside = move || {
             setns(file, CloneFlags::CLONE_NEWNET).context("setns")?;

@@ -14,6 +14,7 @@ use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::interrupt;
 use crate::judge::{Answer, QUIET, Verdict, judge_with};
+use crate::netns::Netns;
 use crate::outage::{Outage, PATIENCE, longest_outage};
 use crate::prober::{ASK_INTERVAL, Asker, EchoSender, PROBE_INTERVAL, SWEEP_INTERVAL, every};
 use crate::topology::{HostId, Network};
@@ -45,6 +46,7 @@ pub struct Observer {
     vips: Vec<IpAddr>,
     probed: usize,
     stop: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -55,17 +57,41 @@ impl Observer {
     /// # Errors
     /// When the sockets cannot be opened.
     pub fn start(network: &Network, vips: &[IpAddr], probed: usize) -> Result<Self> {
+        let (client, watch) = (network.host(HostId::Client), network.host(HostId::Watch));
+        let captures = vec![(HostId::Client, Capture::open(client)?), (HostId::Watch, Capture::open(watch)?)];
+        Self::start_at(client, watch, captures, vips, probed)
+    }
+
+    /// Starts to watch `vips` from the host that this program is on, and probes all of them. That host is the client. The
+    /// questions are asked in the name of a watcher that does not exist: the switch brings the answers here, the
+    /// capture sees them, and the kernel takes no notice of frames to another MAC address.
+    ///
+    /// # Errors
+    /// As [`Observer::start`].
+    pub fn start_here(vips: &[IpAddr]) -> Result<Self> {
+        let here = Netns::here();
+        let captures = vec![(HostId::Watch, Capture::open(&here)?)];
+        Self::start_at(&here, &here, captures, vips, vips.len())
+    }
+
+    fn start_at(
+        client: &Netns,
+        watch: &Netns,
+        captures: Vec<(HostId, Capture)>,
+        vips: &[IpAddr],
+        probed: usize,
+    ) -> Result<Self> {
         let record = Arc::new(Mutex::new(Record::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (client, watch) = (network.host(HostId::Client), network.host(HostId::Watch));
-        let captures = [(HostId::Client, Capture::open(client)?), (HostId::Watch, Capture::open(watch)?)];
         let probed_vips = &vips[..probed.min(vips.len())];
         let mut asker = Asker::open(watch, probed_vips, &vips[probed_vips.len()..])?;
         let echo: Result<Vec<_>> = probed_vips.iter().map(|&vip| Ok((vip, EchoSender::open(client, vip)?))).collect();
-        let mut observer = Self { record, vips: vips.to_vec(), probed: probed_vips.len(), stop, threads: Vec::new() };
+        let (vips, probed) = (vips.to_vec(), probed_vips.len());
+        let paused = Arc::new(AtomicBool::new(false));
+        let mut observer = Self { record, vips, probed, stop, paused, threads: Vec::new() };
         observer.spawn_collector(captures)?;
         observer.spawn_prober(echo?)?;
-        observer.spawn("asker", ASK_INTERVAL, move || asker.turn())?;
+        observer.spawn_sender("asker", ASK_INTERVAL, move || asker.turn())?;
         Ok(observer)
     }
 
@@ -79,6 +105,17 @@ impl Observer {
     #[must_use]
     pub fn probed(&self) -> &[IpAddr] {
         &self.vips[..self.probed]
+    }
+
+    /// Asks nobody anything until [`Observer::resume`]: several labs on one machine disturb each other less. What was seen
+    /// before, and what comes unasked, stays. A judgement needs a second of questions before it.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks again.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
     }
 
     /// Every frame for a VIP since `since`, in order of arrival.
@@ -162,7 +199,7 @@ impl Observer {
         }
     }
 
-    fn spawn_collector(&mut self, mut captures: [(HostId, Capture); 2]) -> Result<()> {
+    fn spawn_collector(&mut self, mut captures: Vec<(HostId, Capture)>) -> Result<()> {
         let vips: HashSet<IpAddr> = self.vips.iter().copied().collect();
         let record = Arc::clone(&self.record);
         let mut batch = Vec::new();
@@ -189,7 +226,7 @@ impl Observer {
     fn spawn_prober(&mut self, mut echo: Vec<(IpAddr, EchoSender)>) -> Result<()> {
         let record = Arc::clone(&self.record);
         let mut batch = Vec::new();
-        self.spawn("prober", PROBE_INTERVAL, move || {
+        self.spawn_sender("prober", PROBE_INTERVAL, move || {
             for (vip, sender) in &mut echo {
                 batch.push((*vip, sender.send()));
             }
@@ -197,6 +234,15 @@ impl Observer {
                 for (vip, sent) in batch.drain(..) {
                     record.sent.entry(vip).or_default().push(sent);
                 }
+            }
+        })
+    }
+
+    fn spawn_sender(&mut self, name: &str, interval: Duration, mut turn: impl FnMut() + Send + 'static) -> Result<()> {
+        let paused = Arc::clone(&self.paused);
+        self.spawn(name, interval, move || {
+            if !paused.load(Ordering::Relaxed) {
+                turn();
             }
         })
     }

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::config::Profile;
+use crate::manager::Manager;
+use crate::scenario::Fault;
 use crate::topology::HostId;
 
 /// One host's turn with one probed VIP. Times are milliseconds from the fault.
@@ -30,9 +31,9 @@ pub struct Turn {
 #[derive(Debug, Clone, Serialize)]
 pub struct TrialRecord {
     /// Which fault.
-    pub scenario: &'static str,
-    /// The daemons' timing profile.
-    pub profile: Profile,
+    pub scenario: Fault,
+    /// What kept the VIPs.
+    pub manager: Manager,
     /// The number of VIPs.
     pub vips: usize,
     /// The trial, from 1.
@@ -45,8 +46,12 @@ pub struct TrialRecord {
     pub outage6_ms: Option<f64>,
     /// The longest time without one of the two after the fault was healed.
     pub after_heal_ms: Option<f64>,
+    /// Whether the client did not reach one of the two at the very end either: `after_heal_ms` is longer than shown.
+    pub unreached_at_end: bool,
     /// The time in which a VIP had two holders: in the whole trial, over all VIPs.
     pub overlap_ms: f64,
+    /// Whether two hosts still held a VIP when the fault was healed: only that ended it.
+    pub overlap_until_healed: bool,
     /// The outage that is allowed.
     pub budget_ms: Option<f64>,
     /// The first frame for the first VIP by another host than the old owner.
@@ -84,7 +89,7 @@ impl TrialRecord {
 }
 
 /// Percentiles by nearest rank: each is a value that was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// Median.
     pub p50: f64,
@@ -108,12 +113,12 @@ impl Spread {
 }
 
 /// All trials of one scenario together.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Which fault.
-    pub scenario: &'static str,
-    /// The daemons' timing profile.
-    pub profile: Profile,
+    pub scenario: Fault,
+    /// What kept the VIPs.
+    pub manager: Manager,
     /// The number of VIPs.
     pub vips: usize,
     /// How many trials.
@@ -132,6 +137,12 @@ pub struct Summary {
     pub budget_ms: Option<f64>,
     /// The worst overlap.
     pub max_overlap_ms: f64,
+    /// Overlaps of all trials.
+    pub overlap_ms: Option<Spread>,
+    /// Trials with an overlap that lasted until the fault was healed.
+    pub overlaps_until_healed: usize,
+    /// Trials after which the client still did not reach a VIP.
+    pub unreached_at_end: usize,
     /// Trials with an overlap.
     pub overlaps: usize,
     /// Trials in which a VIP did not come back.
@@ -145,7 +156,7 @@ impl Summary {
         let first = records.first()?;
         Some(Self {
             scenario: first.scenario,
-            profile: first.profile,
+            manager: first.manager,
             vips: first.vips,
             trials: records.len(),
             outage_ms: Spread::of(records.iter().map(|record| record.outage_ms)),
@@ -155,6 +166,9 @@ impl Summary {
             last_vip_ms: Spread::of(records.iter().filter_map(|record| record.last_vip_ms)),
             budget_ms: first.budget_ms,
             max_overlap_ms: records.iter().map(|record| record.overlap_ms).fold(0.0, f64::max),
+            overlap_ms: Spread::of(records.iter().map(|record| record.overlap_ms)),
+            overlaps_until_healed: records.iter().filter(|record| record.overlap_until_healed).count(),
+            unreached_at_end: records.iter().filter(|record| record.unreached_at_end).count(),
             overlaps: records.iter().filter(|record| record.overlap_ms > 0.0).count(),
             unrecovered: records.iter().filter(|record| !record.recovered).count(),
         })
@@ -184,7 +198,9 @@ impl Reporter {
 
     /// The head of the table.
     pub fn heading(&self) {
-        print("scenario   profile trial  outage v4        v6  after heal  overlap  takeover  last VIP  pause  owner");
+        print(
+            "scenario   manager          trial  outage v4        v6  after heal  overlap  takeover  last VIP  pause  owner",
+        );
     }
 
     /// One trial.
@@ -193,9 +209,9 @@ impl Reporter {
     /// When the file cannot be written.
     pub fn trial(&mut self, record: &TrialRecord) -> Result<()> {
         print(&format!(
-            "{:10} {:8} {:4} {:7.1} ms {} ms {} ms {:5.1} ms {} ms {} ms {:6.1}  {}{}{}{}",
+            "{:10} {:16} {:4} {:7.1} ms {} ms {} ms {:5.1} ms {} ms {} ms {:6.1}  {}{}{}{}",
             record.scenario,
-            record.profile,
+            record.manager,
             record.trial,
             record.outage_ms,
             cell(record.outage6_ms, 6),
@@ -222,9 +238,9 @@ impl Reporter {
                 print(&format!("  {name:12} p50 {p50:7.1}  p95 {p95:7.1}  p99 {p99:7.1}  max {max:7.1} ms"));
             }
         };
-        let Summary { scenario, profile, trials, overlaps, unrecovered, max_overlap_ms, .. } = summary;
+        let Summary { scenario, manager, trials, overlaps, unrecovered, max_overlap_ms, .. } = summary;
         print(&format!(
-            "{scenario} ({profile}): {trials} trials, {overlaps} with two holders (longest {max_overlap_ms:.1} ms), \
+            "{scenario} ({manager}): {trials} trials, {overlaps} with two holders (longest {max_overlap_ms:.1} ms), \
              {unrecovered} not recovered{}",
             summary.budget_ms.map_or(String::new(), |ms| format!(", budget {ms:.0} ms at p99")),
         ));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::{Stamp, millis};
 use crate::config::Profile;
@@ -19,10 +20,6 @@ use crate::outage::Outage;
 use crate::report::{TrialRecord, Turn};
 use crate::topology::HostId;
 
-/// How long the new holder is watched before the fault is healed.
-const WATCH_TAKEOVER: Duration = Duration::from_secs(1);
-/// How long everybody is watched after healing: longer than any lease.
-const WATCH_HEALED: Duration = Duration::from_millis(1500);
 /// How long everything stays down in [`Fault::Reboot`], and nothing happens in [`Fault::Baseline`].
 const PAUSE: Duration = Duration::from_secs(1);
 /// When nobody has taken over by then, nobody will.
@@ -31,8 +28,39 @@ const STABLE_LIMIT: Duration = Duration::from_secs(40);
 /// The outage window begins a little before the fault, so that it begins with answered probes.
 const LEAD: Duration = Duration::from_millis(50);
 
+/// A holder that was asked so long ago for the last time may still hold.
+const LATEST_ANSWER: Duration = Duration::from_millis(50);
+
+/// How long a trial waits and watches.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How long every daemon must have been up before the fault.
+    pub settle: Duration,
+    /// How long the new holder is watched before the fault is healed.
+    pub watch: Duration,
+    /// How long everybody is watched after healing: longer than any lease.
+    pub healed: Duration,
+    /// How long after healing a VIP that the client does not reach is waited for; the trial has not recovered when it is
+    /// not reached then either.
+    pub patience: Duration,
+}
+
+impl Pace {
+    /// With the usual times for everything but `settle`.
+    #[must_use]
+    pub const fn settled(settle: Duration) -> Self {
+        Self {
+            settle,
+            watch: Duration::from_secs(1),
+            healed: Duration::from_millis(1500),
+            patience: Duration::from_millis(1500),
+        }
+    }
+}
+
 /// What happens to the host that holds the VIPs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Fault {
     /// Nothing: the observer's own noise.
     Baseline,
@@ -87,29 +115,29 @@ impl Fault {
         }))
     }
 
-    /// What is done, in words.
-    const fn deed(self) -> &'static str {
+    /// What is done, in words; `daemon` is the manager's program.
+    fn deed(self, daemon: &str) -> String {
         match self {
-            Self::Baseline => "nothing happens",
-            Self::Kill => "SIGKILL vipd (owner)",
-            Self::Freeze => "SIGSTOP vipd (owner)",
-            Self::Stop => "SIGTERM vipd (owner)",
-            Self::Linkdown => "link of the owner goes down",
-            Self::Partition => "owner is cut off from the other nodes, not from the client",
-            Self::Mute => "the other nodes do not hear the owner any more",
-            Self::Upstream => "owner is cut off from everybody, its link stays up",
-            Self::Reboot => "SIGKILL to every vipd",
+            Self::Baseline => "nothing happens".to_owned(),
+            Self::Kill => format!("SIGKILL {daemon} (owner)"),
+            Self::Freeze => format!("SIGSTOP {daemon} (owner)"),
+            Self::Stop => format!("SIGTERM {daemon} (owner)"),
+            Self::Linkdown => "link of the owner goes down".to_owned(),
+            Self::Partition => "owner is cut off from the other nodes, not from the client".to_owned(),
+            Self::Mute => "the other nodes do not hear the owner any more".to_owned(),
+            Self::Upstream => "owner is cut off from everybody, its link stays up".to_owned(),
+            Self::Reboot => format!("SIGKILL to every {daemon}"),
         }
     }
 
-    const fn healing(self) -> &'static str {
+    fn healing(self, daemon: &str) -> String {
         match self {
-            Self::Baseline => "still nothing happens",
-            Self::Kill | Self::Stop => "vipd starts again",
-            Self::Freeze => "SIGCONT vipd: it wakes up and must notice",
-            Self::Linkdown => "link comes back",
-            Self::Partition | Self::Mute | Self::Upstream => "the cut heals",
-            Self::Reboot => "every vipd starts again",
+            Self::Baseline => "still nothing happens".to_owned(),
+            Self::Kill | Self::Stop => format!("{daemon} starts again"),
+            Self::Freeze => format!("SIGCONT {daemon}: it wakes up and must notice"),
+            Self::Linkdown => "link comes back".to_owned(),
+            Self::Partition | Self::Mute | Self::Upstream => "the cut heals".to_owned(),
+            Self::Reboot => format!("every {daemon} starts again"),
         }
     }
 
@@ -167,8 +195,8 @@ pub struct Moment {
     pub what: String,
 }
 
-/// Runs one trial of `fault`. `settle` is how long every daemon must have been up before. Moments go to `say` as they are
-/// known.
+/// Runs one trial of `fault` at the usual pace. `settle` is how long every daemon must have been up before. Moments go to
+/// `say` as they are known.
 ///
 /// # Errors
 /// When the lab does not get into a stable state before the fault, a command fails, or at an interrupt. What the
@@ -180,7 +208,22 @@ pub fn run_trial(
     settle: Duration,
     say: &mut dyn FnMut(Moment),
 ) -> Result<TrialRecord> {
-    let holders = lab.wait_stable(settle, STABLE_LIMIT)?;
+    run_trial_at(lab, fault, number, Pace::settled(settle), say)
+}
+
+/// Runs one trial of `fault` at a given pace.
+///
+/// # Errors
+/// As [`run_trial`].
+pub fn run_trial_at(
+    lab: &Lab,
+    fault: Fault,
+    number: u32,
+    pace: Pace,
+    say: &mut dyn FnMut(Moment),
+) -> Result<TrialRecord> {
+    let holders = lab.wait_stable(pace.settle, STABLE_LIMIT)?;
+    let daemon = lab.manager().program();
     let owner = holders[0];
     let observer = lab.observe();
     let begin = Stamp::now() - Duration::from_secs(1);
@@ -188,7 +231,7 @@ pub fn run_trial(
 
     let victim = (fault != Fault::Reboot && fault != Fault::Baseline).then_some(owner);
     let injected = Stamp::now();
-    say(Moment { at: injected, host: victim, what: fault.deed().to_owned() });
+    say(Moment { at: injected, host: victim, what: fault.deed(daemon) });
     fault.inject(lab, owner)?;
     let moving: Vec<IpAddr> = match fault.moves_vips() {
         true => lab.vips().iter().zip(&holders).filter(|(_, host)| **host == owner).map(|(vip, _)| *vip).collect(),
@@ -199,13 +242,14 @@ pub fn run_trial(
     if fault.moves_vips() {
         tell_takeovers(lab, owner, injected, say);
     }
-    interrupt::sleep(if fault.moves_vips() { WATCH_TAKEOVER } else { PAUSE })?;
+    interrupt::sleep(if fault.moves_vips() { pace.watch } else { PAUSE })?;
 
     let healed = Stamp::now();
-    say(Moment { at: healed, host: victim, what: fault.healing().to_owned() });
+    say(Moment { at: healed, host: victim, what: fault.healing(daemon) });
     fault.heal(lab, owner)?;
     let back = fault != Fault::Reboot || wait_answered(lab, lab.vips(), healed, |_| true)?;
-    interrupt::sleep(WATCH_HEALED)?;
+    interrupt::sleep(pace.healed)?;
+    wait_reached(lab, healed, pace.patience.saturating_sub(pace.healed))?;
 
     let times = Times { begin, injected, healed, end: Stamp::now() };
     Ok(judge_trial(lab, fault, number, owner, &moving, times, taken_over && back))
@@ -227,6 +271,18 @@ fn wait_answered(lab: &Lab, vips: &[IpAddr], since: Stamp, counts: impl Fn(HostI
     });
     interrupt::check()?;
     Ok(seen.is_ok())
+}
+
+/// Waits until the client reaches every probed VIP again, for `limit` at the most.
+fn wait_reached(lab: &Lab, healed: Stamp, limit: Duration) -> Result<()> {
+    const STEP: Duration = Duration::from_millis(100);
+    let observer = lab.observe();
+    let deadline = Stamp::now() + limit;
+    let reached = |vip: &IpAddr| !observer.outage(*vip, healed, Stamp::now()).open;
+    while Stamp::now() < deadline && !observer.probed().iter().all(reached) {
+        interrupt::sleep(STEP)?;
+    }
+    Ok(())
 }
 
 /// For each VIP the first frame by another host than `owner`.
@@ -281,16 +337,21 @@ fn judge_trial(
     let takeover: Vec<Stamp> = moving.iter().filter_map(|vip| firsts.get(vip).copied()).collect();
     let since_fault = |at: &Stamp| at.millis_from(times.injected);
     TrialRecord {
-        scenario: fault.name(),
-        profile: lab.profile(),
+        scenario: fault,
+        manager: lab.manager(),
         vips: lab.vips().len(),
         trial: number,
         recovered: recovered && healing.iter().all(|outage| !outage.open) && lab.nodes().iter().all(Node::is_running),
         outage_ms: longest(&during, 0).unwrap_or(0.0),
         outage6_ms: longest(&during, 1),
         after_heal_ms: if fault.moves_vips() { longest_value(&healing) } else { None },
+        unreached_at_end: healing.iter().any(|outage| outage.open),
         overlap_ms: millis(verdict.overlap),
-        budget_ms: fault.budget(lab.profile()).map(millis),
+        overlap_until_healed: verdict
+            .overlaps
+            .iter()
+            .any(|overlap| overlap.from < times.healed && overlap.to + LATEST_ANSWER >= times.healed),
+        budget_ms: lab.manager().profile().and_then(|profile| fault.budget(profile)).map(millis),
         new_owner_ms: moving.first().and_then(|vip| firsts.get(vip)).map(since_fault),
         first_vip_ms: takeover.iter().min().map(since_fault),
         last_vip_ms: takeover.iter().max().filter(|_| takeover.len() == moving.len()).map(since_fault),

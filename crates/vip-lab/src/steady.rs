@@ -8,9 +8,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::clock::{Stamp, millis};
-use crate::config::Profile;
 use crate::interrupt;
 use crate::lab::Lab;
+use crate::manager::Manager;
 use crate::node::{Node, Usage};
 use crate::topology::HostId;
 
@@ -19,7 +19,7 @@ const CHUNK: Duration = Duration::from_secs(5);
 /// What is judged again with the next chunk, so that nothing hides at the seam.
 const SEAM: Duration = Duration::from_secs(1);
 
-/// What one daemon costs.
+/// What the daemon of one node costs, with its children.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeCost {
     /// The node.
@@ -28,8 +28,10 @@ pub struct NodeCost {
     pub owner: bool,
     /// Share of one processor.
     pub cpu_percent: f64,
-    /// Resident memory at the end.
+    /// Resident memory at the end. What several processes of one daemon share counts for each.
     pub rss_mib: f64,
+    /// The same, with what is shared divided by those who share it.
+    pub pss_mib: f64,
 }
 
 /// The result of a steady run.
@@ -37,8 +39,8 @@ pub struct NodeCost {
 pub struct SteadyRecord {
     /// "steady".
     pub scenario: &'static str,
-    /// The daemons' timing profile.
-    pub profile: Profile,
+    /// What kept the VIPs.
+    pub manager: Manager,
     /// The number of VIPs.
     pub vips: usize,
     /// How long it was watched.
@@ -65,7 +67,7 @@ pub fn run_steady(lab: &Lab, time: Duration, settle: Duration) -> Result<SteadyR
     let mut holder_of: HashMap<IpAddr, HostId> = lab.vips().iter().copied().zip(holders).collect();
     let mut record = SteadyRecord {
         scenario: "steady",
-        profile: lab.profile(),
+        manager: lab.manager(),
         vips: lab.vips().len(),
         seconds: time.as_secs_f64(),
         owner_changes: 0,
@@ -102,6 +104,7 @@ pub fn run_steady(lab: &Lab, time: Duration, settle: Duration) -> Result<SteadyR
             owner: holder_of.get(&lab.vips()[0]) == Some(&node.host()),
             cpu_percent: 100.0 * (after.cpu.saturating_sub(before.cpu)).as_secs_f64() / elapsed,
             rss_mib: after.rss_mib(),
+            pss_mib: after.pss_mib(),
         });
     }
     Ok(record)

@@ -173,6 +173,17 @@ impl Network {
         // No duplicate address detection while the host comes up; afterwards as on any host, so that a daemon whose
         // VIP would sit in "tentative" for a second is seen to do so.
         netns.sysctl(&[("ipv6/conf/default/accept_dad", "0"), ("ipv4/ping_group_range", "0 2147483647")])?;
+        netns.run(["ip", "link", "set", "lo", "up"])?;
+        self.plug(host)?;
+        self.host(host).sysctl(&[("ipv6/conf/default/accept_dad", "1"), ("ipv6/conf/eth0/accept_dad", "1")])
+    }
+
+    /// Gives a host its interface, with its MAC and IP addresses, and connects it to the switch.
+    ///
+    /// # Errors
+    /// When `ip` fails: the host has it already.
+    pub fn plug(&self, host: HostId) -> Result<()> {
+        let netns = self.host(host);
         self.ip_batch(
             &self.switch,
             &format!(
@@ -185,13 +196,12 @@ impl Network {
         self.ip_batch(
             netns,
             &format!(
-                "link set lo up\nlink set {INTERFACE} up\n\
+                "link set {INTERFACE} up\n\
              addr add {}/16 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n",
                 host.ipv4(),
                 host.ipv6(),
             ),
-        )?;
-        netns.sysctl(&[("ipv6/conf/default/accept_dad", "1"), ("ipv6/conf/eth0/accept_dad", "1")])
+        )
     }
 
     fn ip_batch(&self, netns: &Netns, commands: &str) -> Result<()> {

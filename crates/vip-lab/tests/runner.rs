@@ -8,7 +8,7 @@ use std::time::Duration;
 use vip_lab::report::TrialRecord;
 use vip_lab::scenario::{Fault, run_trial};
 use vip_lab::steady::run_steady;
-use vip_lab::{Lab, Profile};
+use vip_lab::{Lab, Manager, Profile};
 
 type TestResult = anyhow::Result<()>;
 
@@ -69,5 +69,32 @@ fn a_manager_without_a_fence_is_found_out() -> TestResult {
         lab.client().run(["ip", "neigh", "flush", "dev", "eth0"])?;
         lab.daemon(record.owner).start()?;
     }
+    Ok(())
+}
+
+/// The peer is configured as intended: one owner of every VIP, on time, and known as far as its children. What it does
+/// with its addresses is the benchmark's subject.
+#[test]
+fn keepalived_is_a_manager_like_others() -> TestResult {
+    let manager = Manager::Keepalived100ms;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: the lab makes network namespaces and needs root");
+        return Ok(());
+    }
+    if let Err(error) = manager.find_program(None) {
+        eprintln!("SKIPPED: nothing was tested: {error:#}");
+        return Ok(());
+    }
+    let lab = Lab::builder().manager(manager).vips(3).start()?;
+    let stop = trial(&lab, Fault::Stop)?;
+    assert!(stop.recovered, "{stop:?}\n{}", lab.log_tails(20));
+    let takeover = stop.new_owner_ms.expect("a new owner");
+    assert!(takeover < 2000.0, "an advertisement of priority 0 was not heard: {takeover} ms");
+    let kill = trial(&lab, Fault::Kill)?;
+    assert!(kill.recovered && kill.overlap_until_healed, "the addresses of a killed keepalived stay: {kill:?}");
+    let freeze = trial(&lab, Fault::Freeze)?;
+    assert!(freeze.overlap_until_healed, "the child was not frozen, or the kernel does not answer: {freeze:?}");
+    let steady = run_steady(&lab, Duration::from_secs(2), SETTLE)?;
+    assert!(steady.nodes.iter().all(|node| node.rss_mib > node.pss_mib), "two processes that share: {steady:?}");
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ pub const VIPD_PROTO: u8 = 0x76;
 /// The index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX` in the kernel).
 const LOOPBACK: u32 = 1;
 
+/// Tried on the loopback interface, where it harms nobody: the network 127.0.0.0/8 never leaves a host.
+const TRIAL: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 118, 105, 112));
+
 /// Why an address could not be added, removed or listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
@@ -44,8 +47,7 @@ pub enum AddressError {
     /// The address is on the interface already, and vipd did not put it there. It was left alone.
     #[error(
         "{address}/{prefix_len} is on interface {index} without vipd's tag, so somebody else put it there; \
-         remove it by hand (ip addr del) and from the host's network configuration \
-         (on Linux before 5.18, which keeps no tag, vipd cannot tell its own addresses)"
+         remove it by hand (ip addr del) and from the host's network configuration"
     )]
     Foreign {
         /// The address.
@@ -55,6 +57,12 @@ pub enum AddressError {
         /// The interface it is on.
         index: u32,
     },
+    /// The kernel forgets who added an address.
+    #[error(
+        "this kernel does not keep the tag by which vipd tells its addresses from others' (IFA_PROTO): an address was \
+         added with it and came back without; vipd needs Linux 5.18 or later"
+    )]
+    NoTags,
     /// The kernel refused to add or refresh it.
     #[error("adding {address}/{prefix_len} to interface {index} failed: {source}{}", hint(*.source))]
     Add {
@@ -283,6 +291,29 @@ impl AddressBook {
         let verdicts = remove_all(&mut netlink, &ours.iter().collect::<Vec<_>>());
         verdicts.into_iter().collect::<Result<(), _>>()?;
         Ok(ours)
+    }
+
+    /// Whether this kernel keeps the tag by which vipd knows its addresses (`IFA_PROTO`, Linux 5.18). By trying it, on
+    /// the loopback interface and with an address that no host is reached by: vendors bring it to older versions too.
+    ///
+    /// # Errors
+    ///
+    /// [`AddressError::NoTags`] where it does not; what adding, listing or removing the address failed with.
+    pub fn check_tags(&self) -> Result<(), AddressError> {
+        let trial = OwnedAddress { index: LOOPBACK, address: TRIAL, prefix_len: 32 };
+        let mut netlink = self.lock();
+        let message = RouteNetlinkMessage::NewAddress(addition(&trial, Duration::from_secs(1)));
+        match netlink.execute_one(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(()) => {}
+            // Somebody else's, who may keep it; or of a daemon that tries at this moment.
+            Err(Errno::EEXIST) => return Ok(()),
+            Err(source) => return Err(add_failed(&trial, source)),
+        }
+        let found: Vec<KernelAddress> =
+            list(&mut netlink)?.into_iter().filter(|found| found.address == TRIAL).collect();
+        let kept = found.iter().any(KernelAddress::is_ours);
+        remove_all(&mut netlink, &found.iter().collect::<Vec<_>>()).into_iter().collect::<Result<(), _>>()?;
+        if kept { Ok(()) } else { Err(AddressError::NoTags) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Netlink> {

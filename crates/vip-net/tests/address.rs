@@ -156,6 +156,16 @@ fn an_address_given_up_is_found_on_whichever_interface_it_is() {
 }
 
 #[test]
+fn that_the_kernel_keeps_tags_is_tried_and_leaves_nothing() {
+    between_two_hosts(|_| {
+        let book = AddressBook::new().unwrap();
+        let before = book.list().unwrap();
+        assert_eq!(book.check_tags(), Ok(()));
+        assert_eq!(book.list().unwrap(), before);
+    });
+}
+
+#[test]
 fn errors_name_the_address_and_the_reason() {
     between_two_hosts(|world| {
         let book = AddressBook::new().unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::{Answers, Elsewhere, SILENCE, World, between_two_fenced_hosts, ip, run, wire};
 use vip_net::clock::boot_now;
-use vip_net::fence::{Fence, LeaseSlot};
+use vip_net::fence::{Fence, FenceKind, LeaseSlot};
 use vip_net::link::ethernet_interfaces;
 
 const VIP4: &str = "10.9.0.7";
@@ -41,7 +41,7 @@ fn forward() {
 
 /// A fence on every Ethernet interface, as the daemon keeps it.
 fn fence_everything(world: &World) -> Fence {
-    let fence = Fence::open(&world.pin_root).unwrap();
+    let fence = world.open_fence();
     fence.know(&vips()).unwrap();
     for interface in ethernet_interfaces().unwrap() {
         fence.attach(interface.index).unwrap();
@@ -158,7 +158,7 @@ impl Standby {
 
 #[test]
 fn containers_reach_the_owner_through_a_standby_host() {
-    between_two_fenced_hosts(|world| {
+    between_two_fenced_hosts(FenceKind::Bpf, |world| {
         let standby = Standby::build();
         standby.assert_reachable("without a fence");
         let fence = fence_everything(world);
@@ -175,7 +175,7 @@ fn containers_reach_the_owner_through_a_standby_host() {
 
 #[test]
 fn a_standby_host_with_the_address_is_silent_beside_the_owner() {
-    between_two_fenced_hosts(|world| {
+    between_two_fenced_hosts(FenceKind::Bpf, |world| {
         let standby = Standby::build();
         // The owner off the cable: whatever answers now is the host.
         ip("link set own0 nomaster");
@@ -201,7 +201,7 @@ fn a_standby_host_with_the_address_is_silent_beside_the_owner() {
 
 #[test]
 fn each_direction_keeps_the_host_silent_for_what_it_sees() {
-    between_two_fenced_hosts(|world| {
+    between_two_fenced_hosts(FenceKind::Bpf, |world| {
         // With forwarding, and with the address: nothing here may look like carried.
         forward();
         add_vips("vip0");
@@ -231,7 +231,7 @@ fn each_direction_keeps_the_host_silent_for_what_it_sees() {
 
 #[test]
 fn a_neighbour_that_still_takes_this_host_for_the_owner_is_not_served() {
-    between_two_fenced_hosts(|world| {
+    between_two_fenced_hosts(FenceKind::Bpf, |world| {
         // The address is gone and the host forwards: it would send the frame back where it came from.
         forward();
         ip("route add 2001:db8::/64 dev vip0");
@@ -245,7 +245,7 @@ fn a_neighbour_that_still_takes_this_host_for_the_owner_is_not_served() {
 
 #[test]
 fn an_answer_of_a_container_that_nat_gives_the_address_to_stays_in() {
-    between_two_fenced_hosts(|world| {
+    between_two_fenced_hosts(FenceKind::Bpf, |world| {
         forward();
         let container = connect("box1", &["addr add 10.8.0.2/24 dev eth0", "route add default via 10.8.0.1"]);
         ip("addr add 10.8.0.1/24 dev box1");
@@ -265,7 +265,7 @@ fn an_answer_of_a_container_that_nat_gives_the_address_to_stays_in() {
             (echoes, connects)
         };
         assert_eq!(served(Duration::from_secs(2)), (true, true));
-        let fence = Fence::open(&world.pin_root).unwrap();
+        let fence = Fence::open(world.kind, &world.pin_root).unwrap();
         fence.know(&vips()).unwrap();
         for interface in ethernet_interfaces().unwrap() {
             fence.attach(interface.index).unwrap();
@@ -278,5 +278,101 @@ fn an_answer_of_a_container_that_nat_gives_the_address_to_stays_in() {
         run("tc", "filter del dev vip0 egress");
         assert_eq!(served(SILENCE), (false, false), "on ingress");
         drop(container);
+    });
+}
+
+/// What differs from BPF: nftables cannot tell what this host only carries from what it makes, when it leaves.
+#[test]
+fn nftables_stops_what_is_carried_from_an_address_and_lets_in_what_is_carried_to_it() {
+    between_two_fenced_hosts(FenceKind::Nftables, |world| {
+        let bridged = connect("box0", &[]);
+        ip("link add br0 type bridge forward_delay 0");
+        ip("link set br0 addrgenmode none");
+        for port in ["vip0", "box0"] {
+            ip(&format!("link set {port} master br0"));
+        }
+        ip("link set br0 up");
+        let vip: std::net::Ipv4Addr = VIP4.parse().unwrap();
+        let mut from_vip = wire::arp_from_host(1, vip);
+        from_vip[..6].fill(0xff);
+        // On its way through the bridge a tag is beside the frame, and nf_tables must see it in its place.
+        let tags = [vec![], vec![[0x81, 0x00]], vec![[0x81, 0x00], [0x88, 0xa8]]];
+        let mut arrives = |frame: Vec<u8>, wanted: fn(&[u8]) -> bool| {
+            let heard = bridged.run(move || common::Wire::open("eth0"));
+            world.wire.send(&frame).unwrap();
+            let mut heard = heard;
+            !heard.hear(wanted, SILENCE).is_empty()
+        };
+        let any: fn(&[u8]) -> bool = |frame| frame.windows(4).any(|four| four == [10, 9, 0, 7]);
+        let frames =
+            tags.iter().map(|tags| tags.iter().fold(from_vip.clone(), |frame, tag| wire::tagged(&frame, *tag)));
+        let frames: Vec<Vec<u8>> = frames.collect();
+        for frame in &frames {
+            assert!(arrives(frame.clone(), any), "without a fence");
+        }
+        let fence = Fence::open(world.kind, &world.pin_root).unwrap();
+        fence.know(&vips()).unwrap();
+        for interface in ethernet_interfaces().unwrap() {
+            fence.attach(interface.index).unwrap();
+        }
+        for frame in &frames {
+            assert!(!arrives(frame.clone(), any), "a frame from the address: {frame:x?}");
+        }
+        // A request to the owner, bridged: not for this host's Ethernet address.
+        let mut to_vip = wire::echo4(vip);
+        to_vip[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+        to_vip[6..12].copy_from_slice(&common::HOST_MAC);
+        assert!(arrives(to_vip, any), "a frame to the address");
+        fence.hold(&vips(), LeaseSlot::LEADER).unwrap();
+        fence.arm(LeaseSlot::LEADER, boot_now() + Duration::from_secs(60)).unwrap();
+        for frame in &frames {
+            assert!(arrives(frame.clone(), any), "while the lease runs");
+        }
+    });
+}
+
+#[test]
+fn nftables_does_not_serve_what_this_host_would_take_or_send_back() {
+    between_two_fenced_hosts(FenceKind::Nftables, |world| {
+        // Counts what the fence lets in; behind it, and of another table.
+        for command in [
+            "add table netdev probe",
+            "add chain netdev probe c { type filter hook ingress device vip0 priority 0; }",
+            "add rule netdev probe c ip daddr 10.9.0.7 counter",
+        ] {
+            assert!(Command::new("nft").arg(command).status().unwrap().success());
+        }
+        let let_in = || {
+            let shown: serde_json::Value = serde_json::from_str(&run("nft", "-j list chain netdev probe c")).unwrap();
+            let rule = shown["nftables"].as_array().unwrap().iter().find_map(|entry| entry.get("rule"));
+            let parts = rule.unwrap()["expr"].as_array().unwrap().clone();
+            parts.iter().find_map(|part| part["counter"]["packets"].as_u64()).unwrap()
+        };
+        let vip: std::net::Ipv4Addr = VIP4.parse().unwrap();
+        let mut enters = |frame: &[u8]| {
+            let before = let_in();
+            world.wire.send(frame).unwrap();
+            thread::sleep(Duration::from_millis(50));
+            let_in() > before
+        };
+        let (plain, tagged) = (wire::echo4(vip), wire::tagged(&wire::echo4(vip), [0x81, 0x00]));
+        assert!(enters(&plain) && enters(&tagged), "without a fence");
+
+        let other = connect("box1", &["addr add 10.8.0.2/24 dev eth0"]);
+        let fence = Fence::open(world.kind, &world.pin_root).unwrap();
+        fence.know(&vips()).unwrap();
+        for interface in ethernet_interfaces().unwrap() {
+            fence.attach(interface.index).unwrap();
+        }
+        forward();
+        assert!(!enters(&plain), "it would be sent back where it came from");
+        assert!(!enters(&tagged), "in a tagged frame");
+        ip("addr add 10.9.0.7/32 dev vip0");
+        assert!(!enters(&plain), "it would be taken");
+        ip("addr del 10.9.0.7/32 dev vip0");
+        ip("addr add 10.8.0.1/24 dev box1");
+        ip("route add 10.9.0.7/32 via 10.8.0.2");
+        assert!(enters(&plain), "this host routes it on");
+        drop(other);
     });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{World, between_two_fenced_hosts, between_two_hosts, ip, run};
 use vip_net::address::{AddressBook, OwnedAddress, VIPD_PROTO};
-use vip_net::fence::Fence;
+use vip_net::fence::FenceKind;
 use vip_net::monitor::{Monitor, NetEvent};
 
 fn watching(test: impl AsyncFnOnce(&mut World, &mut Monitor) + Send + 'static) {
@@ -87,7 +87,7 @@ fn a_port_that_leaves_its_bridge_is_not_gone() {
 fn every_way_to_remove_the_filter_is_told_of() {
     let test = async |world: &mut World, monitor: &mut Monitor| {
         let index = world.index;
-        let fence = Fence::open(&world.pin_root).unwrap();
+        let fence = world.open_fence();
         let removals = [
             "filter del dev vip0 egress",
             "filter del dev vip0 ingress prio 1",
@@ -110,7 +110,7 @@ fn every_way_to_remove_the_filter_is_told_of() {
         };
         expect(monitor, "last link", search).await;
     };
-    between_two_fenced_hosts(move |world| watch(world, test));
+    between_two_fenced_hosts(FenceKind::Bpf, move |world| watch(world, test));
 }
 
 #[test]

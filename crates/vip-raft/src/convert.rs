@@ -90,6 +90,28 @@ fn entry(entry: proto::Entry) -> Result<types::Entry, Status> {
     Ok(types::Entry { log_id: required(entry.log_id, "an entry's log_id")?.into(), payload })
 }
 
+/// The entries follow `prev_log_id` and each other, and none is of a later leader than the one that sends them. openraft
+/// asserts it in debug builds only; a log that took others would not open again.
+#[allow(clippy::result_large_err, reason = "tonic's own error type")]
+fn check_order(rpc: &types::AppendEntriesRequest) -> Result<(), Status> {
+    let mut last = rpc.prev_log_id;
+    for entry in &rpc.entries {
+        let id = entry.log_id;
+        let next = last.map_or(Some(0), |last| last.index.checked_add(1));
+        if next != Some(id.index) || last.is_some_and(|last| id < last) {
+            let after = last.map_or_else(|| "nothing".to_owned(), |last| last.to_string());
+            return Err(malformed(&format!("entry {id} cannot follow {after}")));
+        }
+        last = Some(id);
+    }
+    match rpc.entries.last() {
+        Some(newest) if *rpc.vote.leader_id() < newest.log_id.leader_id => {
+            Err(malformed(&format!("entry {} is of a later leader than {}", newest.log_id, rpc.vote)))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(crate) fn append_request(rpc: &types::AppendEntriesRequest) -> proto::AppendEntriesRequest {
     proto::AppendEntriesRequest {
         sender: None,
@@ -104,12 +126,14 @@ impl TryFrom<proto::AppendEntriesRequest> for types::AppendEntriesRequest {
     type Error = Status;
 
     fn try_from(rpc: proto::AppendEntriesRequest) -> Result<Self, Status> {
-        Ok(Self {
+        let rpc = Self {
             vote: required(rpc.vote, "vote")?.into(),
             prev_log_id: rpc.prev_log_id.map(Into::into),
             leader_commit: rpc.leader_commit.map(Into::into),
             entries: rpc.entries.into_iter().map(entry).collect::<Result<_, _>>()?,
-        })
+        };
+        check_order(&rpc)?;
+        Ok(rpc)
     }
 }
 
@@ -200,6 +224,39 @@ mod tests {
         };
         let back = types::AppendEntriesRequest::try_from(append_request(&rpc)).unwrap();
         assert_eq!(format!("{rpc:?}"), format!("{back:?}"));
+    }
+
+    #[test]
+    fn entries_that_do_not_follow_each_other_are_refused() {
+        let log_id = |term, index| types::LogId::new(types::LeaderId { term, node_id: 2 }, index);
+        let append = |prev: Option<types::LogId>, ids: &[types::LogId]| {
+            let blank = |id: &types::LogId| types::Entry { log_id: *id, payload: openraft::EntryPayload::Blank };
+            let rpc = types::AppendEntriesRequest {
+                vote: types::Vote::new_committed(3, 2),
+                prev_log_id: prev,
+                leader_commit: None,
+                entries: ids.iter().map(blank).collect(),
+            };
+            types::AppendEntriesRequest::try_from(append_request(&rpc)).map_err(|status| status.message().to_owned())
+        };
+        for (prev, ids) in [
+            (None, vec![log_id(0, 0), log_id(1, 1)]),
+            (Some(log_id(2, 4)), vec![log_id(2, 5), log_id(3, 6)]),
+            (Some(log_id(3, u64::MAX)), vec![]),
+        ] {
+            assert!(append(prev, &ids).is_ok(), "{prev:?} {ids:?}");
+        }
+        for (prev, ids, says) in [
+            (None, vec![log_id(1, 1)], "cannot follow nothing"),
+            (Some(log_id(2, 4)), vec![log_id(2, 6)], "cannot follow"),
+            (Some(log_id(2, 4)), vec![log_id(2, 5), log_id(2, 5)], "cannot follow"),
+            (Some(log_id(2, 4)), vec![log_id(1, 5)], "cannot follow"),
+            (Some(log_id(2, u64::MAX)), vec![log_id(2, 0)], "cannot follow"),
+            (Some(log_id(2, 4)), vec![log_id(4, 5)], "later leader"),
+        ] {
+            let error = append(prev, &ids).expect_err("must be refused");
+            assert!(error.contains(says), "{prev:?} {ids:?}: {error}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use vip_core::gate::{HeldVote, LeaseGate, NotArmed, Shut, VoteRequest};
@@ -29,6 +30,11 @@ pub trait LeaseSink: Send + Sync {
     /// # Errors
     /// What the kernel said.
     fn disarm(&self) -> io::Result<()>;
+
+    /// By how much the kernel may end a lease after the deadline that it was given; taken off every deadline.
+    fn slack(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// The deadline was moved, or could not be. Called from the renewing thread with the gate unlocked.
     fn renewed(&self, leadership: Leadership, result: Result<BootInstant, io::Error>);

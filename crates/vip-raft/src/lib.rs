@@ -11,6 +11,9 @@
 mod convert;
 mod election;
 mod forming;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lease;
 mod network;
 pub mod node;

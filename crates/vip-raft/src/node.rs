@@ -177,8 +177,9 @@ impl Core {
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
                 Err(RequestError::NoLeader(forward.leader_node))
             }
+            // Not a timeout: nothing is on its way that may happen yet. Asked again, there may be another leader.
             Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => {
-                Err(RequestError::Timeout(deadline))
+                Err(RequestError::NoLeader(None))
             }
             Ok(Err(RaftError::Fatal(fatal))) => Err(RequestError::Stopped(fatal.to_string())),
         }
@@ -249,7 +250,7 @@ impl RaftNode {
         let store = Store::open(dir, config.cluster.clone(), config.me, hooks)?;
         let pristine = store.is_pristine();
         let vote = store.vote().as_ref().map(held_vote).unwrap_or_default();
-        let gate = LeaseGate::new(config.me, config.lease, vote, pristine, clock());
+        let gate = LeaseGate::new(config.me, config.lease, vote, pristine, clock()).with_fence_slack(sink.slack());
         let (lease, wanted) = Lease::new(gate, clock, sink);
         witness.set(Arc::clone(&lease));
         let weak = Arc::downgrade(&lease);

@@ -81,7 +81,7 @@ fn shut(why: gate::Shut) -> Status {
 
 /// A vote as the gate judges it: a transfer counts only in the name of the leader that asked for it.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn vote_requests(rpc: proto::VoteRequest) -> Result<(gate::VoteRequest, types::VoteRequest), Status> {
+pub(crate) fn vote_requests(rpc: proto::VoteRequest) -> Result<(gate::VoteRequest, types::VoteRequest), Status> {
     let from = rpc.transfer_of.map(types::Vote::from).as_ref().map(leadership_of);
     let rpc = types::VoteRequest::try_from(rpc)?;
     let by_transfer_of = from.filter(|_| rpc.leadership_transfer);

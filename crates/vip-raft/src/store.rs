@@ -11,6 +11,8 @@
 
 mod error;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod log;
 mod machine;
 mod writer;

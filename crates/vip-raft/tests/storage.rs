@@ -314,7 +314,7 @@ async fn a_short_or_foreign_file_is_refused_and_kept() {
 #[tokio::test]
 async fn records_that_make_no_sense_are_refused() {
     type Change = fn(&redb::WriteTransaction);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 10] = [
         ("log entry 5 cannot be decoded", |txn| {
             txn.open_table(LOG).unwrap().insert(5, b"{garbage".as_slice()).unwrap();
         }),
@@ -339,6 +339,10 @@ async fn records_that_make_no_sense_are_refused() {
         }),
         ("no snapshot covers that", |txn| {
             txn.open_table(SNAPSHOT).unwrap().retain(|_, _| false).unwrap();
+        }),
+        ("the greatest index there is", |txn| {
+            let purged = serde_json::to_vec(&log_id(2, u64::MAX)).unwrap();
+            txn.open_table(META).unwrap().insert("purged", purged.as_slice()).unwrap();
         }),
         ("whose store it is", |txn| {
             txn.open_table(META).unwrap().remove("identity").unwrap();

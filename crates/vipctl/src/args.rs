@@ -20,9 +20,12 @@ reads with --consistency local, ask them in the order given.
 
 With --json each command prints one JSON object, watch one on each line; durations are in milliseconds (`_ms`).";
 
+/// With the commit, which the version alone does not tell apart.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("VIPD_COMMIT"), ")");
+
 /// Reads and changes the virtual addresses of a vipd cluster.
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER_HELP)]
+#[command(name = "vipctl", version = VERSION, after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Where to find nodes; separate several by commas, or repeat the option
     #[arg(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use vip_api::{Consistency, NodeRole};
 use vip_core::{BootInstant, Command, HolderState, NodeId, Outcome};
+use vip_net::fence::Fence;
 use vip_raft::{RaftHandle, RaftStatus, RequestError};
 
 use crate::api::{Backend, BackendError, MemberView, NodeView, StateView};
@@ -19,6 +20,9 @@ pub(crate) struct NodeBackend {
     pub(crate) config_warnings: Vec<String>,
     pub(crate) raft: RaftHandle,
     pub(crate) statuses: watch::Receiver<Statuses>,
+    pub(crate) fence: Arc<Fence>,
+    /// Why the fence is not of the kind that was tried before.
+    pub(crate) fence_fallback: Option<String>,
     pub(crate) fence_trouble: watch::Receiver<Option<String>>,
     pub(crate) state: watch::Receiver<Arc<StateView>>,
     pub(crate) started: Instant,
@@ -60,14 +64,14 @@ impl Backend for NodeBackend {
             lease_remaining: remaining.filter(|left| !left.is_zero()),
             holders: Arc::new(self.holders()),
             fence: vip_api::Fence {
-                kind: "bpf".to_owned(),
+                kind: self.fence.kind().name().to_owned(),
                 healthy: trouble.is_none(),
                 state: trouble.clone().unwrap_or_else(|| "in place on every interface".to_owned()),
             },
             timing: vip_api::Timing {
                 heartbeat: self.config.heartbeat,
                 lease: self.config.lease.lease,
-                margin: self.config.lease.margin(),
+                margin: self.config.lease.margin() + self.fence.slack(),
                 clock_drift_ppm: self.config.lease.clock_drift_ppm,
             },
             warnings: self.warnings(trouble),
@@ -97,6 +101,9 @@ impl NodeBackend {
 
     fn warnings(&self, fence_trouble: Option<String>) -> Vec<String> {
         let mut warnings = self.config_warnings.clone();
+        let kind = self.fence.kind();
+        warnings
+            .extend(self.fence_fallback.iter().map(|why| format!("the fence is {kind}, with a wider margin: {why}")));
         warnings.extend(fence_trouble.map(|why| format!("the fence is not whole: {why}")));
         let statuses = Arc::clone(&self.statuses.borrow());
         warnings.extend(

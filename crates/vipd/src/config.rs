@@ -30,6 +30,7 @@ pub(crate) struct Config {
     pub(crate) announce_burst: Vec<Duration>,
     pub(crate) announce_refresh: Duration,
     pub(crate) address_lifetime: Duration,
+    pub(crate) fence: FenceChoice,
     pub(crate) pin_root: PathBuf,
     pub(crate) realtime_priority: u8,
     pub(crate) lock_memory: bool,
@@ -49,6 +50,19 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Which fence to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FenceChoice {
+    /// BPF, and nftables where that cannot be.
+    #[default]
+    Auto,
+    /// BPF or nothing.
+    Bpf,
+    /// BPF is not tried.
+    Nftables,
 }
 
 /// A set of timing that fits together.
@@ -145,13 +159,15 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, ConfigError> {
     })
 }
 
+/// Why a text is no configuration.
 #[derive(Debug)]
-enum ParseError {
+pub(crate) enum ParseError {
     Syntax(Box<toml::de::Error>),
     Invalid(Vec<Problem>),
 }
 
-fn parse(text: &str) -> Result<Loaded, ParseError> {
+/// Checks the text of a file. The fuzz target `config` takes this file as its own module, and begins here.
+pub(crate) fn parse(text: &str) -> Result<Loaded, ParseError> {
     let raw: Raw = toml::from_str(text).map_err(|error| ParseError::Syntax(Box::new(error)))?;
     let mut check = Check { text, problems: Vec::new(), warnings: Vec::new() };
     let config = check.config(raw);
@@ -246,6 +262,8 @@ struct RawAddress {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFence {
+    #[serde(default)]
+    backend: FenceChoice,
     pin_root: Option<Spanned<PathBuf>>,
 }
 
@@ -304,7 +322,7 @@ const LEAST_HEARTBEAT: Duration = Duration::from_millis(5);
 /// Ahead of everything at ordinary priority, behind what the kernel itself runs at 50. Refused, the daemon runs without.
 const DEFAULT_PRIORITY: u8 = 10;
 /// How many heartbeats must fit into what a lease leaves after its margin: one may be lost, one may be late.
-const HEARTBEATS_IN_LEASE: u32 = 3;
+pub(crate) const HEARTBEATS_IN_LEASE: u32 = 3;
 
 impl Check<'_> {
     fn line(&self, offset: usize) -> usize {
@@ -402,6 +420,7 @@ impl Check<'_> {
             announce_burst,
             announce_refresh,
             address_lifetime,
+            fence: fence.backend,
             pin_root,
             realtime_priority,
             lock_memory: process.lock_memory,
@@ -462,7 +481,7 @@ impl Check<'_> {
                     "the margin of {margin:?} (2 x drift x lease + queue_time {queue_time:?}) leaves nothing of lease {lease:?}"
                 ),
             );
-        } else if heartbeat * HEARTBEATS_IN_LEASE > lease - margin {
+        } else if heartbeat.saturating_mul(HEARTBEATS_IN_LEASE) > lease - margin {
             problem(
                 heartbeat_line.or(lease_line),
                 "timing.heartbeat",
@@ -501,7 +520,7 @@ impl Check<'_> {
 
     fn address_lifetime(&mut self, raw: RawAddress, lease: Duration) -> Duration {
         let (lifetime, line) = self.duration(raw.lifetime, "address.lifetime", Duration::from_secs(10));
-        let least = (lease * 2).max(Duration::from_secs(3));
+        let least = lease.saturating_mul(2).max(Duration::from_secs(3));
         if lifetime < least {
             let text = format!(
                 "{lifetime:?} is less than {least:?}: the kernel counts whole seconds, and the address must outlive its lease of {lease:?}"

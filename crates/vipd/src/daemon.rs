@@ -1,5 +1,6 @@
 //! The daemon: starts the parts in the order that safety asks for, waits for a reason to end, and ends in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tonic::transport::server::TcpIncoming;
 use vip_core::{Agent, Command, Input, Outcome};
 use vip_net::address::AddressBook;
 use vip_net::clock::boot_now;
-use vip_net::fence::Fence;
+use vip_net::fence::{Fence, FenceKind};
 use vip_net::link::ethernet_interfaces;
 use vip_raft::{ElectionTiming, Formation, NodeConfig, RaftHandle, RaftNode};
 
@@ -23,6 +24,7 @@ use crate::backend::{NodeBackend, follow_state, state_view};
 use crate::config::{Config, Loaded};
 use crate::dataplane::{Interfaces, Kernel};
 use crate::driver::{Driver, Statuses, agent_config};
+use crate::fence;
 use crate::host::HostWatch;
 use crate::listen;
 use crate::mailbox::Mailbox;
@@ -35,19 +37,41 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs until a signal or a failure ends it.
-pub(crate) async fn run(loaded: Loaded) -> anyhow::Result<()> {
+pub(crate) async fn run(loaded: Loaded, host: Host) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let mut running = Running::start(loaded).await?;
+    let mut running = Running::start(loaded, host).await?;
     notify(sd_notify::NotifyState::Ready);
     let reason = running.until_reason_to_end(&mut signals).await;
-    match &reason {
-        Ok(signal) => tracing::info!(signal, "ending: giving the VIPs back"),
-        Err(error) => tracing::error!(error = format!("{error:#}"), "ending: giving the VIPs back"),
-    }
     notify(sd_notify::NotifyState::Stopping);
+    let result = match reason {
+        Reason::Asked(signal) => {
+            tracing::info!(signal, "ending: giving the VIPs back");
+            Ok(())
+        }
+        Reason::Failed(error) => {
+            tracing::error!(error = format!("{error:#}"), "ending: giving the VIPs back");
+            Err(error)
+        }
+        Reason::Halted(error) => {
+            tracing::error!(error = format!("{error:#}"), "ending: the VIPs stay until the lease runs out");
+            // Leadership cannot be handed over, and the others wait for the end of what they granted in any case.
+            tokio::time::sleep(running.config.lease.lease).await;
+            Err(error)
+        }
+    };
     running.end().await;
     tracing::info!("ended");
-    reason.map(drop)
+    result
+}
+
+/// Why the daemon ends.
+enum Reason {
+    /// A signal, by its name.
+    Asked(&'static str),
+    /// Something failed that agreeing does not need.
+    Failed(anyhow::Error),
+    /// The store or the engine failed: this node agrees on nothing any more, and renews no lease.
+    Halted(anyhow::Error),
 }
 
 /// The signals that end the daemon in order.
@@ -85,11 +109,10 @@ struct Running {
 }
 
 impl Running {
-    async fn start(loaded: Loaded) -> anyhow::Result<Self> {
+    async fn start(loaded: Loaded, host: Host) -> anyhow::Result<Self> {
         let started = Instant::now();
         let Loaded { config, warnings } = loaded;
         let config = Arc::new(config);
-        let host = Host::prepare(&config)?;
         let (fatal_tx, fatal) = mpsc::unbounded_channel();
         let mailbox = Arc::clone(&host.mailbox);
         let sink = Arc::new(FenceSink { fence: Arc::clone(&host.fence), mailbox: Arc::clone(&mailbox) });
@@ -110,7 +133,9 @@ impl Running {
             statuses: statuses_tx,
             transferring: transferring_tx,
             finished: Some(finished_tx),
+            not_assigned: watch::Sender::new(None),
             resigned: None,
+            failures: BTreeMap::new(),
         }
         .spawn()
         .context("cannot start the agent's thread")?;
@@ -127,6 +152,8 @@ impl Running {
             config_warnings: warnings,
             raft: handle,
             statuses,
+            fence: host.fence,
+            fence_fallback: host.fallback,
             fence_trouble: host.trouble,
             state,
             started,
@@ -139,16 +166,17 @@ impl Running {
         Ok(Self { config, raft, mailbox, tasks, fatal, finished, transferring })
     }
 
-    /// A signal by its name, or what failed.
-    async fn until_reason_to_end(&mut self, signals: &mut Signals) -> anyhow::Result<&'static str> {
+    async fn until_reason_to_end(&mut self, signals: &mut Signals) -> Reason {
         let mut formation = self.raft.formation();
         tokio::select! {
-            _ = signals.terminate.recv() => Ok("SIGTERM"),
-            _ = signals.interrupt.recv() => Ok("SIGINT"),
-            error = self.fatal.recv() => Err(anyhow!("the store failed: {}", error.unwrap_or_default())),
-            why = refused(&mut formation) => Err(anyhow!("this node must not join: {why}")),
-            why = self.raft.failed() => Err(anyhow!("{why}")),
-            ended = self.tasks.join_next() => Err(ended_error(ended)),
+            _ = signals.terminate.recv() => Reason::Asked("SIGTERM"),
+            _ = signals.interrupt.recv() => Reason::Asked("SIGINT"),
+            error = self.fatal.recv() => {
+                Reason::Halted(anyhow!("the store failed: {}", error.unwrap_or_default()))
+            }
+            why = refused(&mut formation) => Reason::Failed(anyhow!("this node must not join: {why}")),
+            why = self.raft.failed() => Reason::Halted(anyhow!("{why}")),
+            ended = self.tasks.join_next() => Reason::Failed(ended_error(ended)),
         }
     }
 
@@ -210,8 +238,10 @@ impl Listeners {
 }
 
 /// What there is of this host once it is safe to join: the fence in place and shut, nothing of an earlier run left.
-struct Host {
+pub(crate) struct Host {
     fence: Arc<Fence>,
+    /// Why it is not of the kind that was tried before.
+    fallback: Option<String>,
     kernel: Kernel,
     watch: HostWatch,
     mailbox: Arc<Mailbox>,
@@ -219,9 +249,35 @@ struct Host {
 }
 
 impl Host {
-    /// R7: every deadline zeroed and the fence shut for every VIP that it knows, then the filters, then the sweep.
-    fn prepare(config: &Config) -> anyhow::Result<Self> {
-        let fence = Arc::new(Fence::open(&config.pin_root).context("the fence cannot be put in place")?);
+    /// With the first kind of fence that can be on every interface.
+    pub(crate) fn prepare(config: &Config) -> anyhow::Result<Self> {
+        await_predecessor(config);
+        fence::first_that_works(config.fence, |kind, why_not_before| {
+            let host = Self::prepare_with(config, kind, why_not_before)?;
+            if let Some(reason) = why_not_before {
+                tracing::warn!(
+                    reason,
+                    "the fence is {kind}, with a wider margin; what others send through this host from a VIP that it does not hold is stopped too"
+                );
+            }
+            Ok(host)
+        })
+    }
+
+    /// R7: every deadline zeroed and the fence shut for every VIP that it knows, then the sweep, then the filters.
+    fn prepare_with(config: &Config, kind: FenceKind, why_not_before: Option<&str>) -> anyhow::Result<Self> {
+        if kind == FenceKind::Nftables {
+            fence::check_timing_for_nftables(config)?;
+        }
+        let fence = Arc::new(Fence::open(kind, &config.pin_root).context("the fence cannot be put in place")?);
+        // Before the filters: should the predecessor's maps be lost, its filters still know its addresses, and its
+        // deadline; ours would not know them yet, and let them pass.
+        let book = AddressBook::new()?;
+        book.check_tags()?;
+        let swept = book.sweep().context("addresses of an earlier run cannot be removed")?;
+        if !swept.is_empty() {
+            tracing::info!(count = swept.len(), first = %swept[0].address, "removed addresses of an earlier run");
+        }
         let mailbox = Arc::new(Mailbox::default());
         let interfaces = Arc::new(Interfaces::default());
         let (trouble_tx, trouble) = watch::channel(None);
@@ -230,13 +286,24 @@ impl Host {
         if let Some(why) = trouble.borrow().as_ref() {
             bail!("the fence cannot be put on every interface: {why}");
         }
-        let book = AddressBook::new()?;
-        let swept = book.sweep().context("addresses of an earlier run cannot be removed")?;
-        if !swept.is_empty() {
-            tracing::info!(count = swept.len(), first = %swept[0].address, "removed addresses of an earlier run");
+        let removed =
+            fence.remove_other_kind().context("the other kind of fence, of an earlier run, cannot be removed")?;
+        if removed.filters > 0 {
+            tracing::info!(filters = removed.filters, "removed the other kind of fence, of an earlier run");
         }
         let kernel = Kernel::new(Arc::clone(&fence), book, interfaces, config.address_lifetime);
-        Ok(Self { fence, kernel, watch, mailbox, trouble })
+        Ok(Self { fence, fallback: why_not_before.map(str::to_owned), kernel, watch, mailbox, trouble })
+    }
+}
+
+/// A predecessor that was killed may have left a lease that still runs. Until it ends no other node takes over, so to
+/// shut the fence now would only keep the clients waiting: this kernel answers them for as long as it may.
+fn await_predecessor(config: &Config) {
+    let Some(deadline) = Fence::leftover_deadline(&config.pin_root) else { return };
+    let left = deadline.saturating_duration_since(boot_now()).min(config.lease.lease);
+    if !left.is_zero() {
+        tracing::info!(?left, "the lease of an earlier run is not over; waiting for its end");
+        std::thread::sleep(left);
     }
 }
 

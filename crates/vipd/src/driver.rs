@@ -34,8 +34,12 @@ pub(crate) struct Driver<D> {
     /// Whether leadership is being handed over, or was, as far as this node could.
     pub(crate) transferring: watch::Sender<bool>,
     pub(crate) finished: Option<oneshot::Sender<()>>,
+    /// Why the VIPs could not be assigned last. Said once: it is tried many times a second.
+    pub(crate) not_assigned: watch::Sender<Option<(Leadership, String)>>,
     /// The leadership that was given up last, and is to be handed over.
     pub(crate) resigned: Option<Leadership>,
+    /// How the last step of each VIP failed, where it did: what fails the same way again and again is said once.
+    pub(crate) failures: BTreeMap<VipName, (Step, String)>,
 }
 
 impl<D: Dataplane + 'static> Driver<D> {
@@ -59,7 +63,8 @@ impl<D: Dataplane + 'static> Driver<D> {
                 self.agent.handle(input, (self.clock)());
                 acted |= self.act();
             }
-            if carries_changed && self.finished.is_some() {
+            // A step that failed, or works again, changes it as well.
+            if (acted || carries_changed) && self.finished.is_some() {
                 self.raft.set_eligible(self.agent.can_carry_all());
             }
             if acted || carries_changed {
@@ -144,7 +149,7 @@ impl<D: Dataplane + 'static> Driver<D> {
     }
 
     fn done(&mut self, step: Step, holdings: &[Holding], results: Vec<Result<(), String>>) {
-        log_step(step, holdings, &results);
+        self.log_step(step, holdings, &results);
         let results = holdings
             .iter()
             .zip(results)
@@ -153,8 +158,37 @@ impl<D: Dataplane + 'static> Driver<D> {
         self.agent.handle(Input::Done(step, results), (self.clock)());
     }
 
+    /// One line for a step of many VIPs, and one for each new failure.
+    fn log_step(&mut self, step: Step, holdings: &[Holding], results: &[Result<(), String>]) {
+        for (holding, result) in holdings.iter().zip(results) {
+            let Err(error) = result else {
+                if matches!(step, Step::Add | Step::Remove) {
+                    self.failures.retain(|vip, (failed, _)| *vip != holding.vip || *failed != step);
+                }
+                continue;
+            };
+            let failure = (step, error.clone());
+            let known = self.failures.insert(holding.vip.clone(), failure.clone()) == Some(failure);
+            let (vip, address, epoch) = (&holding.vip, holding.address, holding.epoch);
+            if known {
+                tracing::debug!(%vip, %address, %epoch, ?step, error, "a step failed again");
+            } else {
+                tracing::error!(%vip, %address, %epoch, ?step, error, "a step failed; it is tried again");
+            }
+        }
+        let count = results.iter().filter(|result| result.is_ok()).count();
+        let Some(first) = holdings.first().filter(|_| count > 0) else { return };
+        let (vip, epoch) = (&first.vip, first.epoch);
+        match step {
+            Step::Add => tracing::info!(count, %vip, %epoch, "holding VIPs"),
+            Step::Remove => tracing::info!(count, %vip, %epoch, "released VIPs"),
+            Step::Open | Step::Shut => tracing::debug!(count, %vip, %epoch, ?step, "fence"),
+        }
+    }
+
     fn propose(&self, leadership: Leadership, claims: Vec<Claim>) {
         let (raft, mailbox) = (self.raft.clone(), Arc::clone(&self.mailbox));
+        let not_assigned = self.not_assigned.clone();
         let command = Command::Assign { by: leadership, owner: leadership.node, kind: LeaseKind::Leader, claims };
         self.runtime.spawn(async move {
             let result = match raft.propose_here(command).await {
@@ -162,8 +196,11 @@ impl<D: Dataplane + 'static> Driver<D> {
                 Ok(Outcome::Refused(refusal)) => Err(refusal.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            if let Err(error) = &result {
-                tracing::warn!(error, %leadership, "the VIPs were not assigned");
+            let why = result.as_ref().err().map(|error| (leadership, error.clone()));
+            if not_assigned.send_replace(why.clone()) != why
+                && let Some((_, error)) = why
+            {
+                tracing::warn!(error, %leadership, "the VIPs were not assigned; it is tried again until they are");
             }
             // The state comes through its own door, and before the answer if both are on their way.
             mailbox.state(Arc::clone(&raft.applied().borrow().cluster));
@@ -198,23 +235,6 @@ impl<D: Dataplane + 'static> Driver<D> {
 
     fn publish(&self) {
         self.statuses.send_replace(Arc::new(self.agent.status()));
-    }
-}
-
-/// One line for a step of many VIPs, and one for each failure.
-fn log_step(step: Step, holdings: &[Holding], results: &[Result<(), String>]) {
-    for (holding, result) in holdings.iter().zip(results) {
-        if let Err(error) = result {
-            tracing::error!(vip = %holding.vip, address = %holding.address, epoch = %holding.epoch, ?step, error, "a step failed");
-        }
-    }
-    let count = results.iter().filter(|result| result.is_ok()).count();
-    let Some(first) = holdings.first().filter(|_| count > 0) else { return };
-    let (vip, epoch) = (&first.vip, first.epoch);
-    match step {
-        Step::Add => tracing::info!(count, %vip, %epoch, "holding VIPs"),
-        Step::Remove => tracing::info!(count, %vip, %epoch, "released VIPs"),
-        Step::Open | Step::Shut => tracing::debug!(count, %vip, %epoch, ?step, "fence"),
     }
 }
 

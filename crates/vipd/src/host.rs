@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use vip_core::Input;
-use vip_net::fence::Fence;
+use vip_net::fence::{Fence, FenceChanges};
 use vip_net::link::{Interface, LinkError, ethernet_interfaces};
 use vip_net::monitor::{Monitor, NetEvent};
 
@@ -53,8 +53,15 @@ impl HostWatch {
         let by_name: BTreeMap<String, Interface> =
             list.into_iter().map(|interface| (interface.name.clone(), interface)).collect();
         let links = by_name.iter().map(|(name, at)| (name.clone(), at.up && at.carrier)).collect();
+        let known = self.interfaces.snapshot();
+        let renewed: Vec<String> =
+            by_name.values().filter(|now| is_renewed(&known, now)).map(|now| now.name.clone()).collect();
         self.interfaces.replace(by_name);
         self.mailbox.links(links);
+        for interface in renewed {
+            tracing::info!(interface, "the interface has another hardware address; announcing what is on it");
+            self.mailbox.other(Input::Renewed(interface));
+        }
         self.mailbox.other(Input::Fence(trouble.is_none()));
         self.trouble.send_if_modified(|known| {
             let news = *known != trouble;
@@ -113,6 +120,10 @@ impl HostWatch {
 
     async fn follow(&mut self, mut monitor: Monitor) {
         // What changed before the subscription began is not told by it.
+        let mut changes = self.fence.changes().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot watch the fence's table; looking every {CHECK:?} instead");
+            None
+        });
         self.look_again();
         let mut interval = tokio::time::interval(CHECK);
         loop {
@@ -121,6 +132,13 @@ impl HostWatch {
                     Some(event) => self.on(event),
                     None => return,
                 },
+                result = changed(changes.as_ref()) => {
+                    if let Err(error) = result {
+                        tracing::error!(%error, "cannot watch the fence's table any more; looking every {CHECK:?} instead");
+                        changes = None;
+                    }
+                    self.look_again();
+                }
                 _ = interval.tick() => self.look_again(),
             }
         }
@@ -148,5 +166,18 @@ impl HostWatch {
                 self.mailbox.other(Input::Fence(false));
             }
         });
+    }
+}
+
+/// Whether the neighbours know an interface of this name by an address that it has no more.
+fn is_renewed(known: &BTreeMap<String, Interface>, now: &Interface) -> bool {
+    known.get(&now.name).is_some_and(|before| before.mac != now.mac)
+}
+
+/// Waits for ever where there is nothing to wait for.
+async fn changed(changes: Option<&FenceChanges>) -> std::io::Result<()> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
     }
 }

@@ -3,11 +3,13 @@
 //! This is where the parts are joined: [`vip_core`] decides, [`vip_raft`] agrees, [`vip_net`] acts, [`api`] speaks.
 
 mod api;
+mod args;
 mod backend;
 mod config;
 mod daemon;
 mod dataplane;
 mod driver;
+mod fence;
 mod host;
 mod listen;
 mod mailbox;
@@ -15,45 +17,17 @@ mod process;
 mod sink;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
 
-use crate::config::{Config, LogFormat};
+use crate::args::{Args, Task};
+use crate::config::{Config, FenceChoice, LogFormat};
 
-/// The version, as `--version` and the API tell it.
+/// The version, as the API and the log tell it.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-#[derive(Debug, Parser)]
-#[command(name = "vipd", version = VERSION, about = "Keeps virtual IP addresses on a cluster, never on two hosts at once.")]
-#[command(args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 ended as asked, 1 failed or the configuration is wrong, 2 wrong usage.\n\
-    Signals: SIGTERM and SIGINT give the VIPs back, hand leadership over, and end the daemon.")]
-struct Args {
-    /// The configuration file; the daemon runs in the foreground.
-    #[arg(long, value_name = "FILE", default_value = "/etc/vipd/vipd.toml")]
-    config: PathBuf,
-    #[command(subcommand)]
-    command: Option<Task>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Task {
-    /// Checks a configuration and says all that is wrong with it.
-    Check {
-        /// The configuration file.
-        #[arg(long, value_name = "FILE", default_value = "/etc/vipd/vipd.toml")]
-        config: PathBuf,
-    },
-    /// Takes everything of vipd off this host after the daemon has ended: addresses, filters, pinned maps.
-    Cleanup {
-        /// The configuration file.
-        #[arg(long, value_name = "FILE", default_value = "/etc/vipd/vipd.toml")]
-        config: PathBuf,
-    },
-}
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -72,6 +46,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// The real-time priority until the fence is in place: the lowest there is.
+const STARTING_PRIORITY: u8 = 1;
+
 fn run(path: &Path) -> anyhow::Result<()> {
     let loaded = config::load(path)?;
     let _log = init_log(&loaded.config)?;
@@ -81,7 +58,12 @@ fn run(path: &Path) -> anyhow::Result<()> {
     process::end_with_vital_threads();
     // Before any thread is started: they inherit it.
     process::unblock_signals().map_err(anyhow::Error::msg)?;
-    if let Err(warning) = process::realtime(loaded.config.realtime_priority) {
+    // Loading the fence costs the kernel tens of milliseconds, and nobody waits for this node yet: it does that ahead of
+    // what is at ordinary priority, but behind daemons of the same host that hold VIPs, as a laboratory has them.
+    let priority = loaded.config.realtime_priority;
+    let granted = process::realtime(priority.min(STARTING_PRIORITY));
+    let host = daemon::Host::prepare(&loaded.config)?;
+    if let Err(warning) = granted.and_then(|()| process::realtime(priority)) {
         tracing::warn!(warning, "running at ordinary priority");
     }
     if loaded.config.lock_memory
@@ -95,7 +77,7 @@ fn run(path: &Path) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(daemon::run(loaded));
+    let result = runtime.block_on(daemon::run(loaded, host));
     // A task that does not end must not keep the process, which holds nothing any more.
     runtime.shutdown_background();
     result
@@ -107,6 +89,9 @@ fn check(path: &Path) -> anyhow::Result<()> {
     for warning in &loaded.warnings {
         writeln!(stdout, "warning: {warning}")?;
     }
+    if loaded.config.fence == FenceChoice::Nftables {
+        fence::check_timing_for_nftables(&loaded.config)?;
+    }
     daemon::check_interfaces(&loaded.config)?;
     writeln!(stdout, "{}: ok", path.display())?;
     Ok(())
@@ -116,7 +101,7 @@ fn cleanup(path: &Path) -> anyhow::Result<()> {
     let config = config::load(path)?.config;
     // Opening it refuses where a daemon runs, and shuts it: what is left answers nothing from here on. The filters go
     // last, when there is nothing any more that they would have to stop.
-    let fence = vip_net::fence::Fence::open(&config.pin_root)?;
+    let fence = fence::open(config.fence, &config.pin_root)?;
     let swept = vip_net::address::AddressBook::new()?.sweep()?;
     drop(fence);
     let removed = vip_net::fence::Fence::detach_all(&config.pin_root)?;

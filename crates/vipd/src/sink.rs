@@ -1,7 +1,8 @@
-//! Where the lease takes effect: one write to the fence's map.
+//! Where the lease takes effect: the fence.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vip_core::{BootInstant, Input, Leadership};
 use vip_net::fence::{Fence, LeaseSlot};
@@ -22,6 +23,10 @@ impl LeaseSink for FenceSink {
 
     fn disarm(&self) -> io::Result<()> {
         self.fence.disarm(LeaseSlot::LEADER).map_err(io::Error::other)
+    }
+
+    fn slack(&self) -> Duration {
+        self.fence.slack()
     }
 
     fn renewed(&self, leadership: Leadership, result: Result<BootInstant, io::Error>) {

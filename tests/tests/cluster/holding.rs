@@ -100,24 +100,6 @@ fn a_minority_holds_nothing_past_its_lease() -> TestResult {
 }
 
 #[test]
-fn an_owner_that_is_alone_gives_way_to_the_majority() -> TestResult {
-    let Some(cluster) = cluster(Profile::Default)? else { return Ok(()) };
-    let owner = cluster.owner;
-    // The clients still reach it: only its own lease can end it.
-    let alone = [owner];
-    cluster.lab.network().partition(&alone, &cluster.others(owner))?;
-    let lease_end = Stamp::now() + Profile::Default.lease() + Duration::from_millis(20);
-    let heir = cluster.wait_for_one(PATIENCE)?;
-    assert_ne!(heir, owner);
-    let late = cluster.lab.observe().answers(lease_end).into_iter().find(|answer| answer.host == owner);
-    assert!(late.is_none(), "past its lease: {late:?}");
-    wait_until("the addresses are gone", Duration::from_secs(2), || Ok(cluster.vips_on(owner)?.is_empty()))?;
-    cluster.lab.heal()?;
-    cluster.wait_for_one(PATIENCE)?;
-    cluster.never_two(Stamp::default())
-}
-
-#[test]
 fn a_stopped_owner_hands_over_and_ends_well() -> TestResult {
     let Some(cluster) = cluster(Profile::Default)? else { return Ok(()) };
     let owner = cluster.owner;

@@ -5,8 +5,6 @@
 #![allow(clippy::print_stdout, reason = "measured times belong to the output of a test")]
 
 mod control;
-mod faults;
 mod holding;
+mod nftables;
 mod refusals;
-mod store;
-mod tampering;

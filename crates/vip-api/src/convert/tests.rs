@@ -146,6 +146,20 @@ fn what_a_newer_version_adds_is_unknown_or_refused() {
 fn durations_are_checked_on_the_way_in_and_cut_on_the_way_out() {
     let negative = prost_types::Duration { seconds: -1, nanos: 0 };
     assert_eq!(duration("d", negative).unwrap_err().field, "d");
+    for (seconds, nanos) in
+        [(i64::MIN, 0), (i64::MIN, i32::MIN), (-1, i32::MIN), (0, -1), (0, i32::MIN), (i64::MAX, i32::MAX)]
+    {
+        let error = duration("d", prost_types::Duration { seconds, nanos }).unwrap_err();
+        assert!(error.reason.contains(&seconds.to_string()) && error.reason.contains(&nanos.to_string()), "{error}");
+    }
+    for (seconds, nanos, expected) in [
+        (0, 0, Duration::ZERO),
+        (2, 500_000_000, Duration::from_millis(2500)),
+        (2, -500_000_000, Duration::from_millis(1500)),
+        (i64::MAX, 999_999_999, Duration::new(i64::MAX.unsigned_abs(), 999_999_999)),
+    ] {
+        assert_eq!(duration("d", prost_types::Duration { seconds, nanos }), Ok(expected));
+    }
     assert_eq!(proto_duration(Duration::MAX).seconds, i64::MAX);
 }
 

@@ -85,6 +85,20 @@ fn r1_the_deadline_counts_from_the_send_time_that_a_quorum_acknowledged() {
 }
 
 #[test]
+fn r1_what_the_fence_may_be_late_by_is_taken_off_the_own_deadline_and_nothing_else() {
+    let mut exact = leader();
+    let mut late = leader().with_fence_slack(ms(24));
+    for gate in [&mut exact, &mut late] {
+        gate.append_answered(reign(1, 1), NodeId(2), at(10));
+    }
+    let (_, deadline) = exact.arm(&voters(), at(30)).unwrap();
+    assert_eq!(late.arm(&voters(), at(30)), Ok((reign(1, 1), deadline - ms(24))));
+    assert_eq!(late.arm(&voters(), deadline - ms(24)), Err(NotArmed::NoQuorum));
+    // Promises to others, and those of others to this node, are as long as ever.
+    assert_eq!((late.timing(), late.campaign_from()), (exact.timing(), exact.campaign_from()));
+}
+
+#[test]
 fn r1_a_quorum_is_a_majority_of_every_configuration() {
     let mut gate = leader();
     let five: BTreeSet<_> = (1..=5).map(NodeId).collect();
@@ -179,7 +193,7 @@ fn r4_a_new_leader_waits_for_the_lease_that_it_granted_itself() {
 }
 
 #[test]
-fn r4_a_leader_made_by_a_transfer_from_the_leader_it_acknowledged_last_does_not_wait() {
+fn r4_a_leader_made_by_a_transfer_from_the_leader_it_acknowledged_last_waits_for_queued_frames_only() {
     let mut gate = pristine();
     assert!(gate.append_acknowledged(reign(1, 2), at(0)));
     gate.accept_transfer(reign(1, 2), at(1)).unwrap();
@@ -187,7 +201,8 @@ fn r4_a_leader_made_by_a_transfer_from_the_leader_it_acknowledged_last_does_not_
     change_vote(&mut gate, winner(2, 1));
     gate.entry_applied(reign(2, 1));
     assert_eq!(gate.transfer_of(reign(2, 1)), Some(reign(1, 2)));
-    assert_eq!(gate.check_reign(at(2)), Ok(reign(2, 1)));
+    assert_eq!(gate.check_reign(at(2)), Err(NotArmed::OlderLease { remaining: ms(4) }));
+    assert_eq!(gate.check_reign(at(6)), Ok(reign(2, 1)));
 }
 
 #[test]

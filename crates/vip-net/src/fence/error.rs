@@ -80,6 +80,16 @@ pub enum FenceError {
         /// What the kernel said.
         source: Box<MapError>,
     },
+    /// A table of nf_tables could not be made, changed or read.
+    #[error("{attempted}{}{what} of the nftables fence failed: {source}{}", if what.is_empty() { "" } else { " " }, nftables_hint(*source))]
+    Nftables {
+        /// What was attempted.
+        attempted: &'static str,
+        /// At what, where that is not said yet.
+        what: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
     /// No netlink socket.
     #[error("no netlink socket for the filters of the fence: {source}")]
     Netlink {
@@ -130,6 +140,17 @@ impl FenceError {
 
     pub(super) fn map(attempted: &'static str, address: Option<IpAddr>, source: MapError) -> Self {
         Self::Map { attempted, address, source: Box::new(source) }
+    }
+}
+
+const fn nftables_hint(source: Errno) -> &'static str {
+    match source {
+        Errno::EPERM => "; vipd needs CAP_NET_ADMIN, and the table netdev vipd must not belong to another process",
+        Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EINVAL => {
+            "; it needs Linux 5.16 or later with CONFIG_NF_TABLES_NETDEV and CONFIG_NETFILTER_EGRESS"
+        }
+        Errno::ENOENT => "; was the table netdev vipd removed by somebody (nft flush ruleset)?",
+        _ => "",
     }
 }
 

@@ -137,8 +137,7 @@ impl Vips {
             .iter()
             .map(|entry| {
                 let (key, slot) = entry?;
-                let held = LeaseSlot::ALL.into_iter().find(|held| u64::from(held.0) == slot);
-                Ok((address(key), held.map_or(Gate::Shut, Gate::Held)))
+                Ok((address(key), Gate::of_slot(slot)))
             })
             .collect::<Result<_, _>>()
             .map_err(|source| FenceError::map("listing the known addresses", None, source))

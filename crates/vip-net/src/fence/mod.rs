@@ -1,51 +1,84 @@
-//! The fence: a kernel program that keeps this host silent for an address whose lease is not running.
+//! The fence: what keeps this host silent for an address whose lease is not running, by itself, in the kernel.
 //!
-//! It compares `CLOCK_BOOTTIME` with an absolute deadline for every frame of a known address, on both directions
-//! of every interface it is attached to, so it closes on time whether or not this process runs, and a deadline
-//! that is written too late opens nothing. Programs and maps stay in the kernel when the process ends: what is
-//! held stays open until its lease runs out, and then it is shut.
+//! It judges every frame of a known address, on both directions of every interface it is attached to, so it closes
+//! on time whether or not this process runs. It stays in the kernel when the process ends: what is held stays open
+//! until its lease runs out, and then it is shut.
 //!
-//! What this host only carries passes, also while the address is shut, so that its containers and virtual machines
-//! reach the owner through it: on the way in, frames that it bridges, or routes on through another interface; on
-//! the way out, frames that came in from outside and spoke for the address already then. Never what it makes
-//! itself, and never what its NAT gives the address to. A request that it would take itself is dropped as well,
-//! although the answer could not leave: served and not answered means served twice. What stays out although it
-//! is carried, in doubt, is listed at the head of `bpf/fence.bpf.c`.
+//! There are two kinds. [`FenceKind::Bpf`] compares the clock with an absolute deadline, so a deadline that is
+//! written too late opens nothing. [`FenceKind::Nftables`] is for hosts on which BPF cannot be loaded: it counts
+//! ticks from the moment of the renewal on, which takes a transaction with a token to be safe, and a wider margin
+//! ([`Fence::slack`]). The heads of `bpf.rs` and `nft/mod.rs` say more.
 //!
-//! State is in three maps, pinned below the BPF filesystem in `vipd/<network namespace>-v1/`: which addresses are
-//! known and which lease each is held under, their counters, and one deadline for each lease. Renewing a lease
-//! is one write, however many addresses are held under it.
+//! What a host only carries for its containers, its virtual machines and other networks passes the BPF fence, also
+//! while the address is shut. The other kind cannot tell such frames from the host's own when they leave, and stops
+//! them: behind a host that does not hold the address nobody reaches it through that host.
 //!
-//! What it cannot stop: a process that sends with `PACKET_QDISC_BYPASS`; a tcx program (Linux 6.6) of somebody
-//! else that ends the classification before ours; frames already queued behind it; local processes that reach the
-//! address over the loopback interface.
+//! What neither stops: frames already queued behind it; local processes that reach the address over the loopback
+//! interface. The BPF fence is passed by a process that sends with `PACKET_QDISC_BYPASS`, and by a tcx program
+//! (Linux 6.6) of somebody else that ends the classification before ours; the nftables fence by XDP, and since 6.16
+//! by an interface that is renamed, until that is seen.
 
+mod bpf;
 mod error;
 mod maps;
+mod nft;
 mod setup;
 mod tc;
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use aya::programs::{ProgramError, ProgramFd, SchedClassifier};
 use vip_core::BootInstant;
 
+use self::bpf::BpfFence;
 pub use self::error::FenceError;
-use self::maps::{Leases, Vips};
-use self::setup::{Lock, PinDirectory};
-use self::tc::{Attached, Direction};
+pub use self::nft::{FenceChanges, Figures as NftablesFigures};
+use self::nft::{Leftover, NftFence};
+use self::setup::Lock;
 pub(crate) use self::tc::{may_remove_fence, removes_clsact};
-use crate::link::ethernet_interfaces;
-use crate::netlink::Netlink;
 
 /// Where the BPF filesystem is on nearly every host.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf";
 
 /// How many addresses the fence can know.
 pub const MAX_ADDRESSES: usize = 16_384;
+
+/// How the fence is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceKind {
+    /// A tc classifier in BPF.
+    Bpf,
+    /// A table of nf_tables.
+    Nftables,
+}
+
+impl FenceKind {
+    /// Its name in the configuration and in the status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bpf => "bpf",
+            Self::Nftables => "nftables",
+        }
+    }
+
+    const fn other(self) -> Self {
+        match self {
+            Self::Bpf => Self::Nftables,
+            Self::Nftables => Self::Bpf,
+        }
+    }
+}
+
+impl fmt::Display for FenceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
 
 /// Which lease an address is held under. Each has a deadline of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,130 +113,160 @@ pub enum Gate {
     Held(LeaseSlot),
 }
 
-/// What [`Fence::detach_all`] took away.
+impl Gate {
+    /// As the kernel has it; a slot that nobody knows is one without a lease.
+    fn of_slot(slot: u64) -> Self {
+        let held = LeaseSlot::ALL.into_iter().find(|held| u64::from(held.0) == slot);
+        held.map_or(Self::Shut, Self::Held)
+    }
+}
+
+/// What [`Fence::detach_all`] and [`Fence::remove_other_kind`] took away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Filters, counted for each interface and direction.
+    /// Filters and chains, counted for each interface and direction.
     pub filters: usize,
     /// The directory whose pinned maps were removed, where there was one.
     pub pins: Option<PathBuf>,
 }
 
-/// The programs that go on the two directions of an interface.
-#[derive(Debug)]
-struct Programs {
-    egress: Program,
-    ingress: Program,
-}
-
-#[derive(Debug)]
-struct Program {
-    fd: ProgramFd,
-    /// The kernel's id, by which a filter shows which program it runs.
-    id: u32,
+/// One kind of fence. The methods are those of [`Fence`].
+trait Backend: fmt::Debug + Send + Sync {
+    fn attach(&self, index: u32) -> Result<(), FenceError>;
+    fn attached(&self, index: u32) -> Result<bool, FenceError>;
+    fn detach(&self, index: u32) -> Result<(), FenceError>;
+    fn know(&self, addresses: &[IpAddr]) -> Result<(), FenceError>;
+    fn forget(&self, addresses: &[IpAddr]) -> Result<(), FenceError>;
+    fn known(&self) -> Result<Vec<(IpAddr, Gate)>, FenceError>;
+    fn set(&self, addresses: &[IpAddr], gate: Gate) -> Result<(), FenceError>;
+    fn shut_all(&self) -> Result<(), FenceError>;
+    fn arm(&self, slot: LeaseSlot, deadline: BootInstant) -> Result<(), FenceError>;
+    fn disarm(&self, slot: LeaseSlot) -> Result<(), FenceError>;
+    fn deadline(&self, slot: LeaseSlot) -> Result<BootInstant, FenceError>;
+    fn counters(&self, address: IpAddr) -> Result<Option<Counters>, FenceError>;
+    fn changes(&self) -> io::Result<Option<FenceChanges>> {
+        Ok(None)
+    }
+    fn slack(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn early(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The fence of this network namespace. At most one exists at a time, across all processes.
 ///
-/// Dropping it detaches nothing: the filters stay, and close when the leases run out.
+/// Dropping it detaches nothing: it stays in the kernel, and closes when the leases run out.
+#[derive(Debug)]
 pub struct Fence {
-    vips: Mutex<Vips>,
-    leases: Leases,
-    programs: Programs,
-    netlink: Mutex<Netlink>,
-    pins: PinDirectory,
+    kind: FenceKind,
+    pin_root: PathBuf,
+    backend: Box<dyn Backend>,
     _lock: Lock,
 }
 
-impl fmt::Debug for Fence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fence").field("pins", &self.pins).finish_non_exhaustive()
-    }
-}
-
 impl Fence {
+    /// Until when the lease runs that a predecessor left in a fence in BPF, by its deadline: until then the kernel
+    /// answers for the addresses, with every right to. None where there is no such lease. [`Self::open`] ends it.
+    #[must_use]
+    pub fn leftover_deadline(pin_root: &Path) -> Option<BootInstant> {
+        bpf::leftover_deadline(pin_root).ok().filter(|deadline| *deadline > BootInstant::ZERO)
+    }
+
     /// Takes over the fence of this network namespace, or makes it; afterwards every lease has ended and every
-    /// known address is shut, on every interface where a filter of a predecessor is still attached.
+    /// known address is shut, on every interface where a predecessor of this kind is still attached. What a
+    /// predecessor of the other kind knew is known as well; it stays, shut, until [`Self::remove_other_kind`].
     ///
-    /// Mounts the BPF filesystem at `pin_root` (usually [`DEFAULT_PIN_ROOT`]) where it is not mounted. Takes some
-    /// 100 ms: for start-up, not for a takeover.
-    ///
-    /// A predecessor's filters follow its pinned maps. Should those be lost (the filesystem was unmounted), its
-    /// filters run on with the deadlines they have until [`Self::attach`] replaces them.
+    /// `pin_root` is where the BPF filesystem is, usually [`DEFAULT_PIN_ROOT`]; a fence in BPF mounts it where it is
+    /// not mounted.
     ///
     /// # Errors
     ///
     /// [`FenceError::InUse`] when another process has the fence of this network namespace, and otherwise what
     /// could not be set up, with the kernel's reason.
-    pub fn open(pin_root: &Path) -> Result<Self, FenceError> {
+    pub fn open(kind: FenceKind, pin_root: &Path) -> Result<Self, FenceError> {
         let lock = Lock::take()?;
-        setup::mount_bpf(pin_root)?;
-        let pins = PinDirectory::of_this_namespace(pin_root)?;
-        pins.create()?;
-
-        let mut object = aya::EbpfLoader::new()
-            // Nothing in the object is relocated against the kernel's types, whose parsed form would stay in memory.
-            .btf(None)
-            .default_map_pin_directory(pins.path())
-            .load(maps::OBJECT)
-            .map_err(FenceError::load)?;
-        let leases = Leases::open(&pins)?;
-        let mut vips = Vips::open(&pins)?;
-        // The order is the promise: with all deadlines at zero nothing passes, whatever the entries still say.
-        leases.end_all()?;
-        vips.shut_known()?;
-
-        let programs = Programs {
-            egress: load_program(&mut object, Direction::Egress)?,
-            ingress: load_program(&mut object, Direction::Ingress)?,
+        let (backend, leftover): (Box<dyn Backend>, _) = match kind {
+            FenceKind::Bpf => (Box::new(BpfFence::open(pin_root)?), Leftover::shut_here().map(|left| left.known)),
+            FenceKind::Nftables => (Box::new(NftFence::open()?), bpf::shut_leftover(pin_root)),
         };
-        let netlink = Netlink::open().map_err(|source| FenceError::Netlink { source })?;
-        Ok(Self { vips: Mutex::new(vips), leases, programs, netlink: Mutex::new(netlink), pins, _lock: lock })
+        // Where there is none, or it cannot be read: its leases end by themselves.
+        if let Ok(known) = leftover {
+            backend.know(&known)?;
+        }
+        Ok(Self { kind, pin_root: pin_root.to_owned(), backend, _lock: lock })
     }
 
-    /// Puts our filters on both directions of the interface, in place of those of a predecessor. A filter is
-    /// replaced in one step: there is no instant without one. Doing it again changes nothing.
+    /// Which kind it is.
+    #[must_use]
+    pub const fn kind(&self) -> FenceKind {
+        self.kind
+    }
+
+    /// A subscription to what others do to this fence, in the network namespace of the calling thread; must be called
+    /// inside a tokio runtime. `None` where [`crate::monitor`] tells of it, or nobody else can do anything to it.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Attach`] with the step that failed.
+    /// The socket could not be opened.
+    pub fn changes(&self) -> io::Result<Option<FenceChanges>> {
+        self.backend.changes()
+    }
+
+    /// By how much the kernel may end a lease after its deadline: what is to be taken off before it is armed. Zero
+    /// for BPF.
+    #[must_use]
+    pub fn slack(&self) -> Duration {
+        self.backend.slack()
+    }
+
+    /// By how much the kernel may end a lease before its deadline. Zero for BPF.
+    #[must_use]
+    pub fn early(&self) -> Duration {
+        self.backend.early()
+    }
+
+    /// Puts the fence on both directions of the interface, in place of that of a predecessor, in one step: there is
+    /// no instant without one. Doing it again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`FenceError::Attach`] or [`FenceError::Nftables`] with the step that failed.
     pub fn attach(&self, index: u32) -> Result<(), FenceError> {
-        let mut netlink = lock(&self.netlink);
-        tc::ensure_clsact(&mut netlink, index)?;
-        for direction in Direction::BOTH {
-            tc::put_filter(&mut netlink, index, direction, self.program(direction))?;
-        }
-        Ok(())
+        self.backend.attach(index)
     }
 
-    /// Whether both filters are on the interface and run the programs of this very fence. False for an interface
-    /// that does not exist.
+    /// Whether this very fence is whole on both directions of the interface. False for an interface that does not
+    /// exist.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Inspect`] when the kernel cannot be asked.
+    /// [`FenceError::Inspect`] or [`FenceError::Nftables`] when the kernel cannot be asked.
     pub fn attached(&self, index: u32) -> Result<bool, FenceError> {
-        let mut netlink = lock(&self.netlink);
-        for direction in Direction::BOTH {
-            let filters = tc::filters(&mut netlink, index, direction)?;
-            let id = Some(self.program(direction).id);
-            if !filters.iter().any(|filter| filter.is_fence() && filter.program_id == id) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        self.backend.attached(index)
     }
 
-    /// Takes our filters off one interface, which then is not fenced any more. Filters of others stay.
+    /// Takes it off one interface, which then is not fenced any more. Filters of others stay.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Inspect`] or [`FenceError::Detach`].
+    /// What could not be read or removed.
     pub fn detach(&self, index: u32) -> Result<(), FenceError> {
-        detach(&mut lock(&self.netlink), index).map(|_| ())
+        self.backend.detach(index)
     }
 
-    /// Removes the fence of this network namespace: filters on all Ethernet interfaces, and pinned maps.
+    /// Removes what an earlier process left of the other kind; without that it would keep the addresses that it
+    /// knows silent for ever. To be called when this fence is on every interface.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub fn remove_other_kind(&self) -> Result<Removed, FenceError> {
+        remove(self.kind.other(), &self.pin_root)
+    }
+
+    /// Removes the fence of this network namespace, of both kinds: what is on interfaces, and pinned maps.
     ///
     /// Afterwards nothing keeps this host silent, so the addresses must be gone first.
     ///
@@ -212,25 +275,18 @@ impl Fence {
     /// [`FenceError::InUse`] while a process has the fence, and otherwise what could not be removed.
     pub fn detach_all(pin_root: &Path) -> Result<Removed, FenceError> {
         let _lock = Lock::take()?;
-        let mut netlink = Netlink::open().map_err(|source| FenceError::Netlink { source })?;
-        let mut removed = Removed::default();
-        for interface in ethernet_interfaces()? {
-            removed.filters += detach(&mut netlink, interface.index)?;
-        }
-        let pins = PinDirectory::of_this_namespace(pin_root)?;
-        if pins.remove()? {
-            removed.pins = Some(pins.path().to_owned());
-        }
-        Ok(removed)
+        let bpf = remove(FenceKind::Bpf, pin_root)?;
+        let nftables = remove(FenceKind::Nftables, pin_root)?;
+        Ok(Removed { filters: bpf.filters + nftables.filters, pins: bpf.pins })
     }
 
     /// Enters addresses as shut. Those that are known already stay as they are, held ones too.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`] for the first address that could not be entered; the ones before it are.
+    /// The first failure; some of the addresses may have been entered.
     pub fn know(&self, addresses: &[IpAddr]) -> Result<(), FenceError> {
-        lock(&self.vips).know(addresses)
+        self.backend.know(addresses)
     }
 
     /// Removes addresses, which then pass always. For addresses that are not ours any more, once they are gone
@@ -238,122 +294,98 @@ impl Fence {
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`] for the first address that could not be removed.
+    /// The first failure; some of the addresses may have been removed.
     pub fn forget(&self, addresses: &[IpAddr]) -> Result<(), FenceError> {
-        lock(&self.vips).forget(addresses)
+        self.backend.forget(addresses)
     }
 
     /// Every known address with how it stands.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`].
+    /// What the kernel said.
     pub fn known(&self) -> Result<Vec<(IpAddr, Gate)>, FenceError> {
-        lock(&self.vips).known()
+        self.backend.known()
     }
 
     /// Lets addresses pass while the lease runs. An address that is not known becomes known.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`] for the first address that could not be entered; the ones before it are held.
+    /// The first failure; some of the addresses may be held.
     pub fn hold(&self, addresses: &[IpAddr], slot: LeaseSlot) -> Result<(), FenceError> {
-        lock(&self.vips).set(addresses, Gate::Held(slot))
+        self.backend.set(addresses, Gate::Held(slot))
     }
 
     /// Stops addresses, whatever their lease. An address that is not known becomes known.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`], after all were tried: one that fails keeps none of the others open.
+    /// The first failure, after all were tried.
     pub fn shut(&self, addresses: &[IpAddr]) -> Result<(), FenceError> {
-        lock(&self.vips).set(addresses, Gate::Shut)
+        self.backend.set(addresses, Gate::Shut)
     }
 
     /// Ends every lease, then shuts every known address.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`], after all was tried.
+    /// The first failure, after all was tried.
     pub fn shut_all(&self) -> Result<(), FenceError> {
-        let ended = self.leases.end_all();
-        let shut = lock(&self.vips).shut_known();
-        ended.and(shut)
+        self.backend.shut_all()
     }
 
-    /// Sets the deadline of a lease: one system call and no allocation. It waits for no other call but one on the
-    /// same slot, which is as short.
+    /// Sets the deadline of a lease, whatever the number of addresses. In BPF one system call that waits for nothing;
+    /// in nftables two transactions, which wait for others that change the rules of this network namespace.
+    ///
+    /// A deadline that is past or all but past opens nothing, and is no error.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`]; the former deadline then still stands.
+    /// What the kernel said; the former deadline then still stands.
     pub fn arm(&self, slot: LeaseSlot, deadline: BootInstant) -> Result<(), FenceError> {
-        self.leases.set(slot, deadline)
+        self.backend.arm(slot, deadline)
     }
 
     /// Ends a lease now: everything that is held under it is silent from here on.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`]; the former deadline then still stands.
+    /// What the kernel said; the former deadline then still stands.
     pub fn disarm(&self, slot: LeaseSlot) -> Result<(), FenceError> {
-        self.leases.set(slot, BootInstant::ZERO)
+        self.backend.disarm(slot)
     }
 
-    /// The deadline that the kernel has for a lease.
+    /// The deadline that the kernel has for a lease. In nftables within a few ticks.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`].
+    /// What the kernel said.
     pub fn deadline(&self, slot: LeaseSlot) -> Result<BootInstant, FenceError> {
-        self.leases.get(slot)
+        self.backend.deadline(slot)
     }
 
-    /// What was done with the frames of an address; `None` where it is not known.
+    /// What was done with the frames of an address; `None` where it is not known, and always in nftables.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Map`].
+    /// What the kernel said.
     pub fn counters(&self, address: IpAddr) -> Result<Option<Counters>, FenceError> {
-        lock(&self.vips).counters(address)
-    }
-
-    /// The directory of the pinned maps.
-    #[must_use]
-    pub fn pin_directory(&self) -> &Path {
-        self.pins.path()
-    }
-
-    const fn program(&self, direction: Direction) -> &Program {
-        match direction {
-            Direction::Egress => &self.programs.egress,
-            Direction::Ingress => &self.programs.ingress,
-        }
+        self.backend.counters(address)
     }
 }
 
-/// Deletes our filters on both directions; returns how many there were.
-fn detach(netlink: &mut Netlink, index: u32) -> Result<usize, FenceError> {
-    let mut count = 0;
-    for direction in Direction::BOTH {
-        if tc::filters(netlink, index, direction)?.iter().any(Attached::is_fence) {
-            tc::delete_filter(netlink, index, direction)?;
-            count += 1;
+fn remove(kind: FenceKind, pin_root: &Path) -> Result<Removed, FenceError> {
+    match kind {
+        FenceKind::Bpf => {
+            let (filters, pins) = bpf::remove_leftover(pin_root)?;
+            Ok(Removed { filters, pins: pins.map(|pins| pins.path().to_owned()) })
+        }
+        FenceKind::Nftables => {
+            let leftover = Leftover::remove_here()?;
+            Ok(Removed { filters: leftover.hooks, pins: None })
         }
     }
-    Ok(count)
-}
-
-fn load_program(object: &mut aya::Ebpf, direction: Direction) -> Result<Program, FenceError> {
-    let name = direction.program_name();
-    let missing = || FenceError::Object { name };
-    let program: &mut SchedClassifier =
-        object.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
-    program.load().map_err(|error| FenceError::load(error.into()))?;
-    let id = program.info().map_err(|error| FenceError::load(error.into()))?.id();
-    let fd = program.fd().map_err(|error| FenceError::load(error.into()))?;
-    let fd = fd.try_clone().map_err(|error| FenceError::load(ProgramError::IOError(error).into()))?;
-    Ok(Program { fd, id })
 }
 
 /// None of these mutexes guards anything that a panic could leave half done.

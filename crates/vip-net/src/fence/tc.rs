@@ -14,7 +14,8 @@ use netlink_packet_route::tc::{
 };
 use nix::errno::Errno;
 
-use super::{FenceError, Program};
+use super::FenceError;
+use super::bpf::Program;
 use crate::netlink::Netlink;
 
 /// The qdisc that gives an interface its two places for filters.
@@ -37,6 +38,14 @@ pub(super) enum Direction {
 
 impl Direction {
     pub(super) const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    /// In words.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
 
     pub(super) const fn program_name(self) -> &'static str {
         match self {

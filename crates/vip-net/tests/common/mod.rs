@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pnet::datalink::{self, Channel, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
-use vip_net::fence::Fence;
+use vip_net::fence::{Fence, FenceKind};
 
 pub mod rtnetlink;
 pub mod wire;
@@ -34,6 +34,8 @@ pub struct World {
     /// The host's interface towards the peer.
     pub index: u32,
     pub pin_root: PathBuf,
+    /// Which fence the test is about.
+    pub kind: FenceKind,
     pub wire: Wire,
     _peer: Elsewhere,
 }
@@ -47,6 +49,10 @@ pub struct Wire {
 /// Runs `test` between two fresh namespaces; without the privilege says so loudly and passes, unless
 /// VIPD_TEST_REQUIRE_ROOT=1.
 pub fn between_two_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
+    between_two_hosts_with(FenceKind::Bpf, test);
+}
+
+fn between_two_hosts_with(kind: FenceKind, test: impl FnOnce(&mut World) + Send + 'static) {
     if !may_unshare() {
         skip("this process may not make network namespaces");
         return;
@@ -55,7 +61,7 @@ pub fn between_two_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
     let result = thread::spawn(move || {
         let directory = tempfile::tempdir().unwrap();
         enter_namespaces();
-        let mut world = World::build(directory.path());
+        let mut world = World::build(directory.path(), kind);
         test(&mut world);
         drop(world);
         // The mount is private to this thread; it must go before its directory can.
@@ -67,11 +73,14 @@ pub fn between_two_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
     }
 }
 
-/// The same for a test that needs the fence, which namespaces alone do not give (a container, say).
-pub fn between_two_fenced_hosts(test: impl FnOnce(&mut World) + Send + 'static) {
-    match why_no_fence() {
+/// The same for a test that needs a fence, which namespaces alone do not give for BPF (a container, say).
+pub fn between_two_fenced_hosts(kind: FenceKind, test: impl FnOnce(&mut World) + Send + 'static) {
+    if kind == FenceKind::Nftables && !may_unshare() && repeated_with_an_own_user_namespace() {
+        return;
+    }
+    match why_no_fence(kind) {
         Some(reason) => skip(&format!("the fence cannot be loaded: {reason}")),
-        None => between_two_hosts(test),
+        None => between_two_hosts_with(kind, test),
     }
 }
 
@@ -83,17 +92,41 @@ fn skip(reason: &str) {
 
 /// Why the fence does not load here, found out once for all tests of a binary; `None` also where there are no
 /// namespaces to try it in.
-fn why_no_fence() -> Option<&'static str> {
-    static REASON: OnceLock<Option<String>> = OnceLock::new();
-    let try_it = || {
+fn why_no_fence(kind: FenceKind) -> Option<&'static str> {
+    static REASONS: [OnceLock<Option<String>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let try_it = move || {
         let directory = tempfile::tempdir().unwrap();
         enter_namespaces();
         let root = directory.path().join("bpf");
-        let reason = Fence::open(&root).and_then(|fence| fence.attach(index_of("lo"))).err().map(|e| e.to_string());
+        ip("link add try0 type veth peer name try1");
+        let fence = Fence::open(kind, &root);
+        let reason = fence.and_then(|fence| fence.attach(index_of("try0"))).err().map(|e| e.to_string());
         let _ = nix::mount::umount(&root);
         reason
     };
-    REASON.get_or_init(|| may_unshare().then(|| thread::spawn(try_it).join().unwrap()).flatten()).as_deref()
+    let reason = &REASONS[usize::from(kind == FenceKind::Nftables)];
+    reason.get_or_init(|| may_unshare().then(|| thread::spawn(try_it).join().unwrap()).flatten()).as_deref()
+}
+
+/// Runs the calling test once more as root of a user namespace, which is enough for nftables. False where there are
+/// none.
+fn repeated_with_an_own_user_namespace() -> bool {
+    const REPEATED: &str = "VIPD_TEST_IN_USER_NAMESPACE";
+    let current = thread::current();
+    let name = current.name().expect("a test's thread has its name");
+    if std::env::var_os(REPEATED).is_some() || !unshared("true").status().is_ok_and(|status| status.success()) {
+        return false;
+    }
+    let mut again = unshared(std::env::current_exe().unwrap());
+    let status = again.args(["--exact", name, "--nocapture"]).env(REPEATED, "1").status().unwrap();
+    assert!(status.success(), "{name} failed in a user namespace");
+    true
+}
+
+fn unshared(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--mount"]).arg(program);
+    command
 }
 
 fn may_unshare() -> bool {
@@ -107,7 +140,7 @@ fn enter_namespaces() {
 }
 
 impl World {
-    fn build(directory: &Path) -> Self {
+    fn build(directory: &Path, kind: FenceKind) -> Self {
         let peer = Elsewhere::new();
         ip("link set lo up");
         ip(&format!(
@@ -130,7 +163,12 @@ impl World {
         ip(&format!("neigh add {PEER6} lladdr {} dev vip0 nud permanent", mac_text(PEER_MAC)));
         let index = index_of("vip0");
         wait_for(|| ip_json("link show dev vip0")[0]["operstate"] == "UP");
-        Self { index, pin_root: directory.join("bpf"), wire, _peer: peer }
+        Self { index, pin_root: directory.join("bpf"), kind, wire, _peer: peer }
+    }
+
+    /// The fence of the kind that the test is about.
+    pub fn open_fence(&self) -> Fence {
+        Fence::open(self.kind, &self.pin_root).unwrap()
     }
 
     /// Whether the host answers on the wire for an address, asked with ARP or NS, echo, and a SYN.

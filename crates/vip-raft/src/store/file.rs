@@ -153,7 +153,7 @@ fn open_checked(path: &Path) -> Result<Database, OpenError> {
         .map_err(|error| OpenError::redb("open", path, error.into()))
 }
 
-fn load(db: &Database, path: &Path, cluster: &ClusterName, node: NodeId) -> Result<Loaded, OpenError> {
+pub(super) fn load(db: &Database, path: &Path, cluster: &ClusterName, node: NodeId) -> Result<Loaded, OpenError> {
     let failed = |error: redb::Error| OpenError::redb("read", path, error);
     let txn = db.begin_read().map_err(|error| failed(error.into()))?;
     let tables = Tables { path, txn };
@@ -261,9 +261,11 @@ impl Loaded {
     /// paper over a missing snapshot by making one of an empty state.
     fn contradiction(&self) -> Option<String> {
         let covered = self.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
-        let first = self.purged.map_or(0, |purged| purged.index + 1);
+        let Some(first) = self.purged.map_or(Some(0), |purged| purged.index.checked_add(1)) else {
+            return Some("its log was cut up to the greatest index there is".to_owned());
+        };
         let mut last = self.purged;
-        for (expected, (index, (entry, _))) in (first..).zip(&self.entries) {
+        for (expected, (index, (entry, _))) in (first..=u64::MAX).zip(&self.entries) {
             if *index != expected || entry.log_id.index != expected {
                 return Some(format!("log entry {expected} is missing; found {} in its place", entry.log_id));
             }

@@ -29,7 +29,7 @@ pub struct Applied {
 }
 
 impl Applied {
-    fn apply(&mut self, entry: Entry) -> Outcome {
+    pub(super) fn apply(&mut self, entry: Entry) -> Outcome {
         let log_id = entry.log_id;
         self.last_applied = Some(log_id);
         match entry.payload {

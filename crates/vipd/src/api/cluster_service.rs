@@ -16,7 +16,7 @@ pub(super) struct ClusterApi<B>(pub(super) Arc<Door<B>>);
 #[tonic::async_trait]
 impl<B: Backend> ClusterService for ClusterApi<B> {
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        let answer = self.0.read(request.into_inner().consistency).await?;
+        let answer = self.0.read(self.0.time_for(&request), request.into_inner().consistency).await?;
         Ok(Response::new(status(&answer).into()))
     }
 }

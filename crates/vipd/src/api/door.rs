@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tonic::Status;
+use tonic::{Request, Status};
 use vip_api::{Assigned, Consistency, Header, HolderState, NodeRef, Vip, convert};
 use vip_core::{NodeId, VipRecord};
 
@@ -59,18 +60,27 @@ impl<B: Backend> Door<B> {
         });
     }
 
-    /// Runs `work` within the time that a request has.
+    /// How long this request may take: the client's deadline counts where it comes first.
+    pub(super) fn time_for<T>(&self, request: &Request<T>) -> Duration {
+        /// So much before the transport notices: it would answer `CANCELLED`, which is not what happened.
+        const AHEAD: Duration = Duration::from_millis(2);
+        let asked = request.metadata().get("grpc-timeout").and_then(|value| client_timeout(value.to_str().ok()?));
+        let most = self.limits.request_timeout;
+        asked.map_or(most, |asked| asked.saturating_sub(AHEAD).min(most))
+    }
+
+    /// Runs `work` within the time that it has.
     pub(super) async fn in_time<T>(
-        &self,
+        time: Duration,
         work: impl Future<Output = Result<T, BackendError>> + Send,
     ) -> Result<T, BackendError> {
-        tokio::time::timeout(self.limits.request_timeout, work).await.unwrap_or(Err(BackendError::Timeout))
+        tokio::time::timeout(time, work).await.unwrap_or(Err(BackendError::Timeout))
     }
 
     /// Opens a read: the state is as new as asked for when this returns.
-    pub(super) async fn read(&self, consistency: i32) -> Result<Answer, Status> {
+    pub(super) async fn read(&self, time: Duration, consistency: i32) -> Result<Answer, Status> {
         let consistency = convert::consistency(consistency)?;
-        self.in_time(self.backend.read_barrier(consistency)).await?;
+        Self::in_time(time, self.backend.read_barrier(consistency)).await?;
         Ok(self.answer(consistency))
     }
 
@@ -78,6 +88,21 @@ impl<B: Backend> Door<B> {
     pub(super) fn answer(&self, consistency: Consistency) -> Answer {
         let state = Arc::clone(&self.backend.state().borrow());
         Answer { node: self.backend.node_view(), state, consistency }
+    }
+}
+
+/// A timeout as gRPC writes it: at most eight digits and a unit.
+fn client_timeout(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number = number.parse().ok().filter(|_| number.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
     }
 }
 

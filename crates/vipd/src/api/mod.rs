@@ -48,13 +48,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BackendError {
     /// There is no leader, or no quorum, or it cannot be reached.
-    #[error("the cluster has no leader, or this node cannot reach it")]
+    #[error("the cluster has no leader with a quorum, or this node cannot reach it")]
     NoLeader {
         /// The API endpoint of the leader, `host:port`, where one is known all the same.
         leader: Option<String>,
     },
     /// Not done in time.
-    #[error("not done in time; a change may or may not have been made, repeating it is safe")]
+    #[error("not done in time; if it was a change, it may or may not have been made, and repeating it is safe")]
     Timeout,
     /// The node cannot answer yet, or not any more: it starts, stops, or is not in the cluster.
     #[error("this node is not ready")]

@@ -1,6 +1,7 @@
 //! VipService.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -16,8 +17,8 @@ pub(super) struct VipApi<B>(pub(super) Arc<Door<B>>);
 
 impl<B: Backend> VipApi<B> {
     /// Proposes `command`; gives the header of the answer and whether anything changed.
-    async fn change(&self, command: Command) -> Result<(Header, bool), Status> {
-        let outcome = self.0.in_time(self.0.backend().propose(command)).await?;
+    async fn change(&self, time: Duration, command: Command) -> Result<(Header, bool), Status> {
+        let outcome = Door::<B>::in_time(time, self.0.backend().propose(command)).await?;
         let (revision, changed) = match outcome {
             Outcome::Changed { revision } => (revision, true),
             Outcome::Unchanged { revision } => (revision, false),
@@ -31,15 +32,16 @@ impl<B: Backend> VipApi<B> {
 #[tonic::async_trait]
 impl<B: Backend> VipService for VipApi<B> {
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        let answer = self.0.read(request.into_inner().consistency).await?;
+        let answer = self.0.read(self.0.time_for(&request), request.into_inner().consistency).await?;
         let vips = answer.state.cluster.vips.values().map(|record| answer.vip(record).into()).collect();
         Ok(Response::new(v1::ListResponse { header: Some(answer.header().into()), vips }))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let time = self.0.time_for(&request);
         let v1::GetRequest { name, consistency } = request.into_inner();
         let name = convert::vip_name("name", name)?;
-        let answer = self.0.read(consistency).await?;
+        let answer = self.0.read(time, consistency).await?;
         let record = answer.state.cluster.vips.get(&name);
         let record = record.ok_or_else(|| Status::not_found(format!("no VIP is named {name}")))?;
         let vip = answer.vip(record).into();
@@ -53,6 +55,7 @@ impl<B: Backend> VipService for VipApi<B> {
     }
 
     async fn declare(&self, request: Request<v1::DeclareRequest>) -> Result<Response<v1::DeclareResponse>, Status> {
+        let time = self.0.time_for(&request);
         let spec = convert::declared(request.into_inner().spec)?;
         if let Some(node) = self.0.answer(Consistency::Local).member_at(spec.address) {
             return Err(Status::failed_precondition(format!(
@@ -60,13 +63,14 @@ impl<B: Backend> VipService for VipApi<B> {
                 spec.address
             )));
         }
-        let (header, created) = self.change(Command::DeclareVip(spec)).await?;
+        let (header, created) = self.change(time, Command::DeclareVip(spec)).await?;
         Ok(Response::new(v1::DeclareResponse { header: Some(header.into()), created }))
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
+        let time = self.0.time_for(&request);
         let name = convert::vip_name("name", request.into_inner().name)?;
-        let (header, deleted) = self.change(Command::DeleteVip(name)).await?;
+        let (header, deleted) = self.change(time, Command::DeleteVip(name)).await?;
         Ok(Response::new(v1::DeleteResponse { header: Some(header.into()), deleted }))
     }
 }

@@ -44,7 +44,8 @@ pub(super) async fn open<B: Backend>(
         Status::resource_exhausted(format!("this node serves {} watches already", door.limits.watchers))
     })?;
     let mut states = door.backend().state();
-    door.in_time(begin(door.backend(), &mut states, consistency, request.from_revision)).await.map_err(|error| {
+    let beginning = begin(door.backend(), &mut states, consistency, request.from_revision);
+    Door::<B>::in_time(door.limits.request_timeout, beginning).await.map_err(|error| {
         // A resume that waits for a state in vain: another node has it.
         if error == BackendError::Timeout { Status::unavailable(error.to_string()) } else { error.into() }
     })?;
@@ -143,7 +144,8 @@ impl<B: Backend> Watch<B> {
                     }
                 },
                 () = tokio::time::sleep_until(next_probe), if !probing => {
-                    probe.set(door.in_time(door.backend().read_barrier(self.consistency)).fuse());
+                    let barrier = door.backend().read_barrier(self.consistency);
+                    probe.set(Door::<B>::in_time(door.limits.request_timeout, barrier).fuse());
                     continue;
                 }
             }

@@ -90,6 +90,7 @@ fn what_is_not_said_has_its_default() {
         announce_burst,
         announce_refresh,
         address_lifetime,
+        fence,
         pin_root,
         realtime_priority,
         lock_memory,
@@ -110,7 +111,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(announce_burst, [0, 5, 100, 1000].map(ms));
     assert_eq!(announce_refresh, ms(30_000));
     assert_eq!(address_lifetime, ms(10_000));
-    assert_eq!(pin_root, Path::new("/sys/fs/bpf"));
+    assert_eq!((fence, pin_root.as_path()), (FenceChoice::Auto, Path::new("/sys/fs/bpf")));
     assert_eq!((realtime_priority, lock_memory), (10, false));
     assert_eq!((log_level.as_str(), log_format), ("info", LogFormat::Text));
     assert!(interface_map.is_empty() && initial_members.is_empty() && initial_vips.is_empty());
@@ -167,6 +168,7 @@ const WRONG: &[Wrong] = &[
     ("", "[timing]\nlease = \"500500us\"", Some(22), "timing.lease", &["500.5ms", "whole number of milliseconds"]),
     ("", "[timing]\nlease = \"61s\"\n[address]\nlifetime = \"3m\"", Some(22), "timing.lease", &["61s", "more than a minute"]),
     ("", "[timing]\nheartbeat = \"4ms\"", Some(22), "timing.heartbeat", &["4ms", "5ms"]),
+    ("", "[timing]\nheartbeat = \"9000000000000000000s\"", Some(22), "timing.heartbeat", &["9000000000000000000s", "more than a minute"]),
     ("", "[timing]\nheartbeat = \"165ms\"", Some(22), "timing.heartbeat", &["165ms", "500ms", "3 heartbeats", "494ms", "6ms"]),
     ("", "[timing]\nlease = \"300ms\"", Some(22), "timing.heartbeat", &["100ms", "300ms"]),
     ("", "[timing]\nqueue_time = \"499ms\"", Some(22), "timing.queue_time", &["500ms", "499ms"]),

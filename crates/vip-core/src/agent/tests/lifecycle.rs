@@ -423,6 +423,21 @@ fn a_lost_address_is_put_back_and_announced_again() {
 }
 
 #[test]
+fn what_is_on_an_interface_with_another_hardware_address_is_announced_again() {
+    let mut world = World::serving(&["a", "b"]);
+    world.pass(ms(1500));
+    world.take_log();
+    world.input(Input::Renewed("eth1".to_owned()));
+    world.settle();
+    assert_eq!(world.take_log(), Vec::<String>::new(), "nothing is on that one");
+    world.input(Input::Renewed("eth0".to_owned()));
+    world.settle();
+    assert_eq!(world.take_log(), ["announce a@3 b@3"]);
+    world.pass(ms(5));
+    assert_eq!(world.take_log(), ["announce a@3 b@3"], "the whole burst again");
+}
+
+#[test]
 fn an_address_that_is_lost_while_it_is_added_is_added_again() {
     let mut world = World::serving(&["a"]);
     world.lose(ip("10.0.0.1"));
@@ -460,7 +475,7 @@ fn a_foreign_address_is_reported_and_tried_again() {
     assert_eq!(world.take_log(), ["open a@3 b@3", "add a@3 b@3", "shut a@3", "announce b@3", "remove a@3"]);
     assert_eq!(world.state("a"), HolderState::Standby);
     assert!(world.status("a").problem.is_some_and(|problem| problem.contains("not ours")));
-    world.pass(ms(999));
+    world.pass(ms(99));
     assert!(!world.take_log().iter().any(|line| line.starts_with("propose")));
     world.kernel.foreign.clear();
     world.pass(ms(1));
@@ -479,9 +494,29 @@ fn a_node_on_which_a_vip_fails_again_and_again_leaves_the_lead_to_others() {
     world.renew(LONG);
     world.settle();
     assert!(world.agent.can_carry_all(), "once may happen");
-    world.pass(ms(1000));
+    world.pass(ms(100));
     assert!(world.agent.can_carry_all(), "twice may happen");
-    world.pass(ms(1000));
+    world.pass(ms(100));
+    assert!(!world.agent.can_carry_all());
+    world.take_log();
+    world.pass(ms(999));
+    assert_eq!(world.take_log(), Vec::<String>::new(), "no hurry any more");
+    world.kernel.foreign.clear();
+    world.pass(ms(1001));
+    assert!(world.agent.can_carry_all(), "what was in the way is gone");
+    assert_eq!(world.state("a"), HolderState::Active);
+}
+
+#[test]
+fn a_node_on_which_a_vip_goes_on_failing_may_try_again_after_a_while() {
+    let mut world = World::new();
+    world.kernel.failing = vec![(Step::Add, name("a"))];
+    world.declare(&spec("a", "10.0.0.1", "eth0"));
+    world.lead(1);
+    world.settle();
+    world.renew(LONG);
+    world.settle();
+    world.pass(ms(300));
     assert!(!world.agent.can_carry_all());
     world.pass(ms(30_001));
     assert!(world.agent.can_carry_all() || world.status("a").problem.is_some(), "it may try again later");
@@ -499,7 +534,7 @@ fn a_fence_that_does_not_open_is_reported_and_tried_again() {
     world.settle();
     assert_eq!(world.take_log(), ["open a@2", "shut a@2", "remove a@2"]);
     assert!(world.status("a").problem.is_some());
-    world.pass(ms(1000));
+    world.pass(ms(100));
     assert_eq!(world.take_log(), ["propose 1: a<-2", "open a@3", "shut a@3", "remove a@3"]);
 }
 
@@ -520,10 +555,10 @@ fn an_address_that_does_not_go_stays_in_the_fence_until_it_does() {
     world.settle();
     assert_eq!(world.take_log(), ["shut a@2", "remove a@2"], "it would be answered for without the fence");
     assert!(world.status("a").problem.is_some_and(|problem| problem.contains("busy")));
-    world.pass(ms(1000));
+    world.pass(ms(100));
     assert_eq!(world.take_log(), ["remove a@2"]);
     world.kernel.failing.clear();
-    world.pass(ms(1000));
+    world.pass(ms(100));
     assert_eq!(world.take_log(), ["remove a@2", "forget 10.0.0.1"]);
     assert_eq!(world.agent.next_deadline(), None);
 }

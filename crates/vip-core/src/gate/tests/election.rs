@@ -95,6 +95,7 @@ impl LaxGate {
         let accepted = gate.accept_transfer(from, now).is_ok();
         if accepted {
             let last = self.gate.acknowledged.map(|(leader, _)| leader);
+            self.gate.transfer_at = now;
             self.gate.transfer_from = if self.lacks(Rule::ExemptOnlyByLast) { last } else { Some(from) };
         }
         accepted

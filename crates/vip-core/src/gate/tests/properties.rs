@@ -76,6 +76,7 @@ struct Ledger {
     resigned: Option<Leadership>,
     votes_in_flight: u32,
     transfer_from: Option<Leadership>,
+    transfer_at: BootInstant,
     exempt: bool,
     /// Until when R4 forbids anything.
     hold_from: BootInstant,
@@ -100,6 +101,7 @@ impl Ledger {
             resigned: None,
             votes_in_flight: 0,
             transfer_from: None,
+            transfer_at: BootInstant::ZERO,
             exempt: false,
             hold_from: BootInstant::ZERO,
             armed: None,
@@ -151,9 +153,11 @@ impl Ledger {
         }
         self.vote = vote;
         if self.leads() {
+            let queue = drifting().queue_time;
             self.hold_from = match self.acknowledged {
-                Some((_, since)) if !self.exempt => since + drifting().voter_lease(),
-                Some(_) | None => BootInstant::ZERO,
+                _ if self.exempt => self.transfer_at + queue + drifting().drift_over(queue),
+                Some((_, since)) => since + drifting().voter_lease(),
+                None => BootInstant::ZERO,
             };
         }
         self.gate.vote_changing(vote);
@@ -219,6 +223,7 @@ impl Ledger {
                 assert_eq!(accepted, self.own_lease_is_over());
                 if accepted {
                     self.transfer_from = Some(from);
+                    self.transfer_at = self.now;
                 }
             }
             Operation::VoteFor { ahead, node } => {

@@ -2,14 +2,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use vip_api::v1::vip_service_server::VipService;
 use vip_api::{HolderState, Vip, v1};
 use vip_core::{Command, NodeId};
 
 use super::fake::{Api, Fake, serve, spec};
+use crate::api::door::Door;
+use crate::api::vip_service::VipApi;
 use crate::api::{BackendError, Limits};
 
 const LOCAL: i32 = v1::Consistency::Local as i32;
@@ -143,6 +146,42 @@ async fn a_hanging_node_ends_requests_in_time() {
     fake.hangs.store(true, Ordering::Relaxed);
     assert_eq!(declare(&mut api, "b", "10.0.0.2").await.unwrap_err().code(), Code::DeadlineExceeded);
     assert_eq!(api.vips.list(v1::ListRequest::default()).await.unwrap_err().code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_here_is_told_as_one() {
+    let fake = Fake::new();
+    fake.hangs.store(true, Ordering::Relaxed);
+    let api = VipApi(Arc::new(Door::new(fake, Limits::default())));
+    let asked = Duration::from_millis(50);
+    let mut read = Request::new(v1::ListRequest::default());
+    read.set_timeout(asked);
+    // As the transport has it, which answers CANCELLED when its own clock is the first.
+    let status = tokio::time::timeout(asked, api.list(read)).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    let mut change = Request::new(v1::DeleteRequest { name: "web".to_owned() });
+    change.set_timeout(asked);
+    let status = tokio::time::timeout(asked, api.delete(change)).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+}
+
+#[tokio::test]
+async fn a_request_has_the_time_that_its_client_gives_it() {
+    let limits = Limits { request_timeout: Duration::from_secs(5), ..Limits::default() };
+    let door = Door::new(Fake::new(), limits);
+    let time = |text: &'static str| {
+        let mut request = Request::new(());
+        request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
+        door.time_for(&request)
+    };
+    assert_eq!(door.time_for(&Request::new(())), Duration::from_secs(5));
+    let some = Duration::from_millis(1998);
+    assert_eq!([time("2S"), time("2000m"), time("2000000u")], [some; 3]);
+    assert_eq!(time("99999999n"), Duration::from_nanos(97_999_999));
+    assert_eq!([time("1m"), time("0S")], [Duration::ZERO; 2]);
+    for most in ["6S", "1M", "99999999H", "", "S", "2", "2s", "x2S", "-2S", "999999999m"] {
+        assert_eq!(time(most), Duration::from_secs(5), "{most:?}");
+    }
 }
 
 #[tokio::test]

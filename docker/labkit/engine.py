@@ -1,0 +1,226 @@
+"""The container engine: found or started, the image, and compose."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DOCKER_DIR = Path(__file__).resolve().parent.parent
+ROOT = DOCKER_DIR.parent
+PROJECT = "vipd-lab"
+IMAGE = "vipd-lab"
+BASE_IMAGE = "vipd-lab-base"
+PULLED_BASE = "debian:bookworm-slim"
+PROGRAMS = ("vipd", "vipctl", "vip-lab")
+# Tells which programs and scripts an image was made of.
+LABEL = "vipd.lab.contents"
+
+
+class LabError(Exception):
+    """What went wrong, and what to do, for people."""
+
+
+class Unavailable(LabError):
+    """What the lab needs cannot be had here: no engine, no image."""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(args, *, check=True, input=None, timeout=120, **more):
+    """Runs a command; its output, or an error that names it and carries what it complained about."""
+    try:
+        done = subprocess.run(args, input=input, text=True, capture_output=True, timeout=timeout, **more)
+    except FileNotFoundError as error:
+        raise LabError(f"there is no program {args[0]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{' '.join(map(str, args))}: not done within {timeout} s") from error
+    if check and done.returncode != 0:
+        raise LabError(f"{' '.join(map(str, args))}: {(done.stderr or done.stdout).strip()}")
+    return done
+
+
+class Engine:
+    """A Docker engine that answers."""
+
+    def __init__(self, host, own):
+        # Whether it is the one that docker/engine starts: its images need no thrift, and it reaches no registry.
+        self.own = own
+        if host:
+            os.environ["DOCKER_HOST"] = host
+
+    @classmethod
+    def find(cls):
+        """The engine that answers: the one that `docker` is set up for, else the lab's own. None if neither does."""
+        if not shutil.which("docker"):
+            return None
+        if cls._answers([]):
+            return cls(None, own=cls._own_socket() == os.environ.get("DOCKER_HOST"))
+        if cls._answers(["-H", cls._own_socket()]):
+            return cls(cls._own_socket(), own=True)
+        return None
+
+    @classmethod
+    def get(cls):
+        engine = cls.find()
+        if engine is None:
+            raise Unavailable("no container engine answers. Start yours, or, on Debian as root: docker/lab up")
+        return engine
+
+    @classmethod
+    def get_or_start(cls):
+        engine = cls.find()
+        if engine is None:
+            say("no container engine answers: starting one for the lab")
+            if os.geteuid() != 0:
+                raise Unavailable("no container engine answers, and making one needs root. Start yours, or run this as root")
+            if subprocess.run([DOCKER_DIR / "engine", "start"]).returncode != 0:
+                raise Unavailable("cannot start a container engine for the lab; its words are above")
+            engine = cls.get()
+        return engine
+
+    @staticmethod
+    def _own_socket():
+        return run([DOCKER_DIR / "engine", "socket"]).stdout.strip()
+
+    @staticmethod
+    def _answers(args):
+        version = ["version", "--format", "{{.Server.Version}}"]
+        return run(["docker", *args, *version], check=False).returncode == 0
+
+    def docker(self, *args, **more):
+        return run(["docker", *args], **more)
+
+    def compose(self, *args, **more):
+        if run(["docker", "compose", "version"], check=False).returncode == 0:
+            command = ["docker", "compose"]
+        elif shutil.which("docker-compose"):
+            command = ["docker-compose"]
+        else:
+            raise Unavailable("neither `docker compose` nor `docker-compose` is there: install one of them")
+        files = ["compose.yaml"]
+        # docker/engine has given containers a share of the real-time scheduling, where it needs giving.
+        if self.own and Path("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists():
+            files.append("compose.realtime.yaml")
+        named = [word for file in files for word in ("-f", str(DOCKER_DIR / file))]
+        return run([*command, "-p", PROJECT, *named, *args], **more)
+
+    def choose_capability(self):
+        """Lets the daemons load their fence by CAP_BPF, or where the engine does not know that, by CAP_SYS_ADMIN."""
+        made = self.docker("create", "--network", "none", "--cap-add", "BPF", IMAGE, check=False)
+        if made.returncode == 0:
+            self.docker("rm", made.stdout.strip())
+        elif "unknown capability" in made.stderr:
+            say("this engine does not know CAP_BPF: the daemons get CAP_SYS_ADMIN instead")
+            os.environ["VIPD_LAB_BPF_CAPABILITY"] = "SYS_ADMIN"
+        else:
+            raise LabError(f"cannot make a container: {made.stderr.strip()}")
+
+    # The image
+
+    def image_label(self, image):
+        done = self.docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{LABEL}"}}}}', image, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def ensure_image(self, programs, from_source):
+        """Builds the lab's image unless it is made of these very files already."""
+        programs = None if from_source else find_programs(programs)
+        if programs is None:
+            say("building the image from source, which takes minutes the first time")
+            file = str(DOCKER_DIR / "Dockerfile")
+            done = subprocess.run(["docker", "build", "-f", file, "--target", "lab", "-t", IMAGE, str(ROOT)])
+            if done.returncode != 0:
+                raise LabError("cannot build the image from source. Where no image can be pulled, `make build` first")
+            return
+        contents = digest([*(programs / name for name in PROGRAMS), *container_files()])
+        if self.image_label(IMAGE) == contents:
+            return
+        base = self.base_image()
+        say(f"making the image of {programs}")
+        with tempfile.TemporaryDirectory(prefix="vipd-lab-") as context:
+            context = Path(context)
+            (context / "bin").mkdir()
+            for name in PROGRAMS:
+                strip(programs / name, context / "bin" / name)
+            shutil.copytree(DOCKER_DIR / "container", context / "docker" / "container")
+            shutil.copy(DOCKER_DIR / "Dockerfile", context)
+            network = ["--network", "none"] if self.own else []
+            self.docker(
+                "build", *network, "--target", "prebuilt", "--build-arg", f"BASE={base}", "--label", f"{LABEL}={contents}",
+                "-t", IMAGE, str(context), timeout=300,
+            )  # fmt: skip
+        for name in PROGRAMS:
+            done = self.docker("run", "--rm", "--network", "none", IMAGE, name, "--version", check=False)
+            if done.returncode != 0:
+                raise LabError(
+                    f"{name} from {programs} does not run in the image: {done.stderr.strip()}\n"
+                    "Build it on Debian 12, or use --from-source"
+                )
+
+    def base_image(self):
+        """The image to build upon: the pulled one, or one made of Debian's packages where none can be pulled."""
+        if self.docker("image", "inspect", BASE_IMAGE, check=False).returncode == 0:
+            return BASE_IMAGE
+        if self.docker("image", "inspect", PULLED_BASE, check=False).returncode == 0:
+            return PULLED_BASE
+        if not self.own:
+            say(f"pulling {PULLED_BASE}")
+            if self.docker("pull", PULLED_BASE, check=False, timeout=300).returncode == 0:
+                return PULLED_BASE
+        if os.geteuid() != 0 or not (shutil.which("debootstrap") or Path("/usr/sbin/debootstrap").exists()):
+            raise Unavailable(
+                f"cannot pull {PULLED_BASE}. Making a base image of Debian's packages needs root and debootstrap"
+            )
+        say("making a base image of Debian's packages, which takes about a minute")
+        with tempfile.TemporaryDirectory(prefix="vipd-lab-base-") as tree:
+            path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+            done = run(
+                ["debootstrap", "--variant=minbase", "--include=iproute2,nftables", "bookworm", tree],
+                timeout=600, env={**os.environ, "PATH": path}, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                raise Unavailable(f"debootstrap: {' '.join((done.stderr or done.stdout).splitlines()[-2:])}")
+            for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+                shutil.rmtree(Path(tree) / unneeded, ignore_errors=True)
+            tar = subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE)
+            done = subprocess.run(["docker", "import", "-", BASE_IMAGE], stdin=tar.stdout, capture_output=True, text=True)
+            if tar.wait() != 0 or done.returncode != 0:
+                raise LabError(f"docker import: {done.stderr.strip()}")
+        return BASE_IMAGE
+
+
+def find_programs(told):
+    """The directory with all programs: as told, or $VIPD_LAB_PROGRAMS, or what cargo built. None if there is none."""
+    told = told or os.environ.get("VIPD_LAB_PROGRAMS")
+    candidates = [Path(told)] if told else [ROOT / "target/release", ROOT / "target/debug"]
+    for path in candidates:
+        if all((path / name).is_file() for name in PROGRAMS):
+            return path.resolve()
+    if told:
+        raise LabError(f"{told} does not have {', '.join(PROGRAMS)}")
+    return None
+
+
+def container_files():
+    return [DOCKER_DIR / "Dockerfile", *sorted((DOCKER_DIR / "container").iterdir())]
+
+
+def digest(files):
+    sums = hashlib.sha256()
+    for file in files:
+        sums.update(f"{file.name} {file.stat().st_mode:o} {file.stat().st_size}\n".encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                sums.update(block)
+    return sums.hexdigest()[:32]
+
+
+def strip(source, target):
+    """Without what only debuggers need; as it is where there is no strip."""
+    if not shutil.which("strip") or run(["strip", "--strip-debug", "-o", target, source], check=False).returncode != 0:
+        shutil.copy(source, target)
+    target.chmod(0o755)

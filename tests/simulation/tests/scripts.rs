@@ -1,0 +1,159 @@
+//! Counterexamples by hand: the first thing that goes wrong without a rule, in a world in which nothing else does. Each
+//! goes well with every rule.
+
+use std::time::Duration;
+
+use vip_core::LeaseTiming;
+use vip_core::rules::Rule;
+use vip_simulation::omission::{Omission, Part};
+use vip_simulation::plan::Plan;
+use vip_simulation::script::Script;
+
+/// L = 100 ms.
+fn plan() -> Plan {
+    Plan::quiet(LeaseTiming {
+        lease: Duration::from_millis(100),
+        clock_drift_ppm: 1000,
+        queue_time: Duration::from_millis(5),
+    })
+}
+
+/// The leader, and the others.
+fn serving(without: &[Omission]) -> (Script, usize, usize, usize) {
+    let script = Script::serving(plan(), without);
+    let (leader, others) = (script.leader(), script.others());
+    assert!(script.serves(leader), "nobody serves at first");
+    (script, leader, others[0], others[1])
+}
+
+#[track_caller]
+fn assert_only_without(without: &[Omission], play: impl Fn(&[Omission]) -> Script) {
+    let script = play(&[]);
+    assert_eq!(script.violation(), None, "with every rule");
+    let mut script = play(without);
+    let found = script.violation().map(str::to_owned);
+    let lines = script.lines();
+    let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+    let says = ["one lease", "state"];
+    assert!(
+        found.is_some_and(|found| says.iter().any(|says| found.starts_with(says))),
+        "nothing is found without {without:?}:\n{tail}"
+    );
+}
+
+/// R1. V's answers take long, so their receipt says little of when V's promise began.
+#[test]
+fn r1_receive_time_instead_of_send_time() {
+    assert_only_without(&[Omission::Model(Part::SendTime)], |without| {
+        let (mut script, leader, voter, third) = serving(without);
+        script.cut(leader, third);
+        script.slow(voter, leader, 15);
+        script.pass_ms(300);
+        script.cut_way(leader, voter);
+        script.pass_ms(200);
+        script
+    });
+}
+
+/// R3. V acknowledges, is restarted, has forgotten it, and votes for the third while the leader's lease runs.
+#[test]
+fn r3_a_restarted_voter_votes() {
+    assert_only_without(&[Omission::Core(Rule::RestartSilence)], |without| {
+        let (mut script, leader, voter, third) = serving(without);
+        script.cut(leader, third);
+        script.pass_ms(300);
+        script.cut(leader, voter);
+        script.restart(voter);
+        script.pass_ms(300);
+        script
+    });
+}
+
+/// R5. The leader is armed by V's answers; the third, whose promise is long over, has a higher vote. Its reject makes the
+/// leader step down at once, and vote it in while its own deadline runs on.
+#[test]
+fn r5_a_leader_steps_down_and_votes() {
+    assert_only_without(&[Omission::Core(Rule::Used)], |without| {
+        let (mut script, leader, voter, third) = serving(without);
+        script.cut(voter, third);
+        script.cut(leader, third);
+        script.pass_ms(150);
+        assert!(script.stand(third), "its promise is over");
+        script.pass_ms(60);
+        script.mend(leader, third);
+        script.pass_ms(60);
+        script.cut(leader, voter);
+        script.pass_ms(300);
+        script
+    });
+}
+
+/// R6. Leadership is handed over with the lease in place.
+#[test]
+fn r6_a_target_is_elected_while_the_lease_runs() {
+    let without = [Omission::Model(Part::ResignFirst), Omission::Core(Rule::TransferAfterRelease)];
+    assert_only_without(&without, |without| {
+        let (mut script, leader, ..) = serving(without);
+        script.terminate(leader);
+        script.pass_ms(90);
+        script
+    });
+}
+
+/// R7, and R3's exemption. The owner is restarted and would vote at once for one who never acknowledged it: it must not
+/// leave its own deadline behind in the kernel. With R3 as it is the restarted one is silent for longer than that.
+#[test]
+fn r7_a_deadline_of_the_process_before() {
+    let without = [Omission::Core(Rule::RestartSilence), Omission::Model(Part::ZeroAtStart)];
+    let play = |without: &[Omission]| {
+        let (mut script, leader, voter, third) = serving(without);
+        script.cut(leader, third);
+        script.cut(voter, third);
+        script.pass_ms(300);
+        script.mend(leader, third);
+        script.cut(leader, voter);
+        script.restart(leader);
+        // The third stands as soon as the other is there.
+        for _ in 0..15 {
+            script.stand(third);
+            script.pass_ms(1);
+        }
+        script.pass_ms(300);
+        script
+    };
+    assert_only_without(&without, play);
+    assert_eq!(play(&without[..1]).violation(), None, "a zeroed deadline is enough here");
+    let loose = [Omission::Model(Part::StrictPristine), Omission::Model(Part::ZeroAtStart)];
+    assert_only_without(&loose, play);
+    assert_eq!(play(&loose[1..]).violation(), None, "and so is the silence");
+}
+
+/// R11. The leader's process stops between computing a deadline and writing it: a
+/// time from now on would be counted from the moment it wakes.
+#[test]
+fn r11_a_time_from_now_on() {
+    let play = |without: &[Omission]| {
+        let mut script = Script::serving(plan(), without);
+        for _ in 0..5 {
+            if script.violation().is_some() {
+                break;
+            }
+            let leader = script.leader();
+            script.freeze_while_renewing(leader, 130);
+            script.pass_ms(400);
+        }
+        script
+    };
+    assert_only_without(&[Omission::Model(Part::AbsoluteDeadline)], play);
+}
+
+/// R10. A proposal that waited while leadership was lost and won again is appended by another leadership than decided it.
+#[test]
+fn r10_decided_in_another_leadership() {
+    assert_only_without(&[Omission::Core(Rule::AssignByDecider)], |without| {
+        let (mut script, ..) = serving(without);
+        script.assign_in_another_name();
+        script.pass_ms(100);
+        script
+    });
+}

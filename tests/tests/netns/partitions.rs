@@ -1,0 +1,172 @@
+//! Cuts between nodes, in one direction or both, that the clients do not see.
+
+use vip_lab::{HostId, Stamp};
+use vip_tests::TestResult;
+
+use crate::campaign::{Group, Stage, run};
+use crate::trial::{Case, End, Trial};
+
+pub(crate) const GROUP: Group = Group {
+    stage: Stage::Three,
+    cases: &[
+        Case {
+            name: "one way cut from the owner to another node",
+            bound_ms: 2000,
+            usual_ms: 150,
+            in_ci: 1,
+            run: |trial| {
+                let (owner, other) = (trial.owner, trial.other());
+                cut(trial, owner, other)
+            },
+        },
+        Case {
+            name: "one way cut from another node to the owner",
+            bound_ms: 2000,
+            usual_ms: 150,
+            in_ci: 1,
+            run: |trial| {
+                let (owner, other) = (trial.owner, trial.other());
+                cut(trial, other, owner)
+            },
+        },
+        Case {
+            name: "one way cut between two nodes that hold nothing",
+            bound_ms: 1000,
+            usual_ms: 50,
+            in_ci: 0,
+            run: |trial| {
+                let others = trial.others();
+                cut(trial, others[0], others[1])?;
+                Ok(End::Unmoved)
+            },
+        },
+        Case {
+            name: "the owner is cut off from the nodes, not from the client",
+            bound_ms: 2000,
+            usual_ms: 150,
+            in_ci: 1,
+            run: owner_alone,
+        },
+        Case {
+            name: "the nodes do not hear the owner, which hears them",
+            bound_ms: 2000,
+            usual_ms: 150,
+            in_ci: 0,
+            run: owner_mute,
+        },
+        Case {
+            name: "the owner does not hear the nodes, which hear it",
+            bound_ms: 2000,
+            usual_ms: 1500,
+            in_ci: 1,
+            run: owner_deaf,
+        },
+        Case {
+            name: "another node is cut off from the nodes",
+            bound_ms: 1000,
+            usual_ms: 50,
+            in_ci: 1,
+            run: other_alone,
+        },
+        Case { name: "every node is alone", bound_ms: 3000, usual_ms: 1500, in_ci: 1, run: all_alone },
+        Case { name: "cuts that come and go", bound_ms: 5000, usual_ms: 1500, in_ci: 1, run: flapping },
+        Case { name: "only the clients lose the owner", bound_ms: 1000, usual_ms: 100, in_ci: 1, run: client_cut },
+    ],
+};
+
+fn cut(trial: &mut Trial<'_>, from: HostId, to: HostId) -> anyhow::Result<End> {
+    trial.note(format!("{to} does not hear {from}"));
+    trial.network().cut(&[from], &[to])?;
+    trial.sleep(300..1500);
+    trial.note("heal");
+    trial.network().heal()?;
+    Ok(End::Anyone)
+}
+
+fn owner_alone(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let (owner, others) = (trial.owner, trial.others());
+    trial.network().partition(&[owner], &others)?;
+    gives_way(trial, owner)
+}
+
+fn owner_mute(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let (owner, others) = (trial.owner, trial.others());
+    trial.network().cut(&[owner], &others)?;
+    gives_way(trial, owner)
+}
+
+fn owner_deaf(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let (owner, others) = (trial.owner, trial.others());
+    trial.network().cut(&others, &[owner])?;
+    gives_way(trial, owner)
+}
+
+/// The owner has no quorum from now on: once its lease is over it is silent, also after the healing.
+fn gives_way(trial: &mut Trial<'_>, owner: HostId) -> anyhow::Result<End> {
+    let lease_end = trial.lease_end(Stamp::now());
+    let lease = trial.lease();
+    std::thread::sleep(lease);
+    trial.sleep(300..1500);
+    trial.silent_since(owner, lease_end)?;
+    trial.note("heal");
+    trial.network().heal()?;
+    Ok(End::Not(owner))
+}
+
+fn other_alone(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let other = trial.other();
+    let rest: Vec<_> = trial.nodes().into_iter().filter(|&host| host != other).collect();
+    trial.network().partition(&[other], &rest)?;
+    trial.sleep(300..1500);
+    trial.network().heal()?;
+    Ok(End::Unmoved)
+}
+
+fn all_alone(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let cut = Stamp::now();
+    for host in trial.nodes() {
+        let rest: Vec<_> = trial.nodes().into_iter().filter(|&other| other != host).collect();
+        trial.network().cut(&[host], &rest)?;
+    }
+    let lease_end = trial.lease_end(Stamp::now());
+    let lease = trial.lease();
+    std::thread::sleep(lease);
+    trial.sleep(200..1500);
+    trial.cluster.nobody_answered(lease_end, Stamp::now())?;
+    trial.excuse(Stamp::now().since(cut));
+    trial.note("heal");
+    trial.network().heal()?;
+    Ok(End::Anyone)
+}
+
+fn flapping(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let until = Stamp::now() + std::time::Duration::from_secs(4);
+    while Stamp::now() < until {
+        let mut hosts = trial.nodes();
+        trial.rng.shuffle(&mut hosts);
+        match trial.rng.u8(0..3) {
+            0 => trial.network().cut(&hosts[..1], &hosts[1..2])?,
+            1 => trial.network().cut(&hosts[..1], &hosts[1..])?,
+            _ => trial.network().partition(&hosts[..1], &hosts[1..])?,
+        }
+        trial.sleep(20..700);
+        trial.network().heal()?;
+        trial.sleep(0..400);
+    }
+    Ok(End::Anyone)
+}
+
+/// Nothing that a node could see; the VIPs stay, for everybody else.
+fn client_cut(trial: &mut Trial<'_>) -> anyhow::Result<End> {
+    let owner = trial.owner;
+    trial.network().partition(&[owner], &[HostId::Client])?;
+    let time = trial.sleep(300..2000);
+    trial.excuse(time);
+    trial.network().heal()?;
+    Ok(End::Unmoved)
+}
+
+#[test]
+fn partitions() -> TestResult {
+    run(&GROUP)
+}
