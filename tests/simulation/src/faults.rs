@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use vip_core::{Command, Placement, VipName, VipSpec};
+use vip_core::{BootInstant, Command, Placement, VipName, VipSpec};
 
 use crate::driver::Notice;
 use crate::host::Kernel;
@@ -148,7 +148,7 @@ impl World {
         let ppm = self.random_rate();
         let now = self.local(node);
         let host = &mut self.nodes[node];
-        if host.kernel.lapsed.is_none() && host.kernel.deadline <= now {
+        if host.kernel.lapsed.is_none() && (BootInstant::ZERO < host.kernel.deadline) && host.kernel.deadline <= now {
             host.kernel.lapsed = Some(host.clock.when(host.kernel.deadline));
         }
         host.clock.set_rate(self.now, ppm);
