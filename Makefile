@@ -45,9 +45,6 @@ deb: ## Build the Debian package of vipd and vipctl (target/debian)
 .PHONY: test
 test: deps fmt-check lint doc fence-check build-dev test-units test-simulation test-hosts ## The tests; those on hosts in namespaces need root
 
-.PHONY: test-all
-test-all: test test-examples test-fuzz ## All that CI runs: the tests, the examples, and the fuzz targets
-
 .PHONY: demo
 demo: deps build ## Watch a VIP survive four faults in network namespaces; needs root
 	target/release/vip-lab demo
