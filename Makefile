@@ -42,6 +42,10 @@ build: ## Build vipd, vipctl and vip-lab for use (target/release)
 deb: ## Build the Debian package of vipd and vipctl (target/debian)
 	packaging/build-deb
 
+.PHONY: test-deb
+test-deb: deb ## Install, start, upgrade, remove and purge the package; needs root
+	$(call step,packages,tests/packaging/run)
+
 .PHONY: test
 test: deps fmt-check lint doc fence-check build-dev test-units test-simulation test-hosts ## The tests; those on hosts in namespaces need root
 
