@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::ids::{Epoch, Leadership, NodeId, VipName};
 use crate::rules::{Rule, holds};
-use crate::spec::VipSpec;
+use crate::spec::{Placement, VipSpec};
 
 /// The most VIPs that one cluster holds; the kernel fence has room for them.
 pub const MAX_VIPS: usize = 10_000;
@@ -202,12 +202,38 @@ impl Cluster {
             }
         };
         match result {
-            Ok(true) => {
-                self.revision = index;
-                Outcome::Changed { revision: index }
-            }
-            Ok(false) => Outcome::Unchanged { revision: self.revision },
+            Ok(changed) => self.changed(index, changed),
             Err(refusal) => Outcome::Refused(refusal),
+        }
+    }
+
+    /// Applies the first entry of a leadership, `index`: the leader owns every VIP of placement `leader` from here on.
+    ///
+    /// That entry has to be committed before a leader may do anything. Since it says who leads, it is the assignment,
+    /// too, and a takeover need not wait for a second one. Assignments that come later replace this one (see
+    /// [`Command::Assign`]): those of VIPs that were declared since, or given back.
+    pub fn begin(&mut self, index: u64, leadership: Leadership) -> Outcome {
+        let assignment =
+            Assignment { owner: leadership.node, epoch: Epoch(index), by: leadership, kind: LeaseKind::Leader };
+        let mut changed = false;
+        for vip in self.vips.values_mut() {
+            match vip.spec.placement {
+                Placement::Leader => {
+                    vip.assignment = Some(assignment);
+                    vip.changed_at = index;
+                    changed = true;
+                }
+            }
+        }
+        self.changed(index, changed)
+    }
+
+    fn changed(&mut self, index: u64, changed: bool) -> Outcome {
+        if changed {
+            self.revision = index;
+            Outcome::Changed { revision: index }
+        } else {
+            Outcome::Unchanged { revision: self.revision }
         }
     }
 

@@ -45,6 +45,11 @@ impl LeaseTiming {
         if holds(Rule::VoterDrift) { self.lease + self.drift_over(self.lease) } else { self.lease }
     }
 
+    /// q·(1 + r): how long a clock must count until what was sent before has left.
+    fn queue_empties(&self) -> Duration {
+        self.queue_time + self.drift_over(self.queue_time)
+    }
+
     fn drift_over(&self, duration: Duration) -> Duration {
         // Rounded up: a margin is never a nanosecond short.
         let nanos = duration.as_nanos() * u128::from(self.clock_drift_ppm);
@@ -93,6 +98,12 @@ pub enum Shut {
         /// How much longer.
         remaining: Duration,
     },
+    /// R6: this node gave its lease up a moment ago; what it sent before must have left first.
+    #[error("what this node sent before it gave its lease up may be queued for another {}", Left(.remaining))]
+    Queued {
+        /// How much longer.
+        remaining: Duration,
+    },
 }
 
 impl Shut {
@@ -100,9 +111,10 @@ impl Shut {
     #[must_use]
     pub const fn remaining(&self) -> Duration {
         match self {
-            Self::Restarted { remaining } | Self::LeaseGranted { remaining, .. } | Self::LeaseUsed { remaining } => {
-                *remaining
-            }
+            Self::Restarted { remaining }
+            | Self::LeaseGranted { remaining, .. }
+            | Self::LeaseUsed { remaining }
+            | Self::Queued { remaining } => *remaining,
         }
     }
 }
@@ -161,9 +173,13 @@ pub struct LeaseGate {
     sent: BTreeMap<NodeId, BootInstant>,
     /// R5: the newest S that armed a deadline which may still run.
     used: Option<BootInstant>,
+    /// R6: until then frames may be queued that were sent under a lease that was given up.
+    queued_until: BootInstant,
     /// Votes passed to openraft and not yet answered.
     votes_in_flight: u32,
-    /// R4: this leadership holds nothing before.
+    /// R4: this node's newest candidacy is not won before.
+    votes_count_from: BootInstant,
+    /// R4, R6: and holds nothing before.
     hold_from: BootInstant,
     /// R2: an entry of this leadership is committed and applied.
     applied: Option<Leadership>,
@@ -197,7 +213,9 @@ impl LeaseGate {
             acknowledged: None,
             sent: BTreeMap::new(),
             used: None,
+            queued_until: BootInstant::ZERO,
             votes_in_flight: 0,
+            votes_count_from: BootInstant::ZERO,
             hold_from: BootInstant::ZERO,
             applied: None,
             enabled: None,
@@ -309,7 +327,7 @@ impl LeaseGate {
         let promise = self.acknowledged.filter(|_| holds(Rule::CandidatePromise));
         let granted = promise.map_or(BootInstant::ZERO, |(_, at)| at + self.timing.voter_lease());
         let used = self.used.filter(|_| holds(Rule::Used)).map_or(BootInstant::ZERO, |sent| sent + self.timing.lease);
-        self.silent_until.max(granted).max(used)
+        self.silent_until.max(granted).max(used).max(self.queued_until)
     }
 
     /// A vote is about to be written: whatever rested on an older one ends now.
@@ -337,6 +355,28 @@ impl LeaseGate {
         // R4's exemption: asked to stand by the very leader whose append this node acknowledged last.
         self.candidacy_by_transfer =
             from.filter(|_| from == last || !holds(Rule::ExemptByLastOnly)).map(|from| (vote.leadership, from));
+        // Asked to stand by a leader that gave up: what that one sent before may still be queued.
+        let queued = match from {
+            Some(_) if holds(Rule::TransferQueue) => self.transfer_at + self.timing.queue_empties(),
+            Some(_) | None => BootInstant::ZERO,
+        };
+        // Not asked, or not by the one whose append it acknowledged last: that one's lease may still run. It acknowledges
+        // it no more.
+        let granted = match self.acknowledged {
+            Some((_, at)) if self.candidacy_by_transfer.is_none() && holds(Rule::Hold) => {
+                at + self.timing.voter_lease()
+            }
+            Some(_) | None => BootInstant::ZERO,
+        };
+        self.votes_count_from = granted;
+        self.hold_from = queued.max(granted);
+    }
+
+    /// R4: from when on this candidate may count the votes of others. It is not elected before, so nobody hears of a new
+    /// owner while an older one may answer.
+    #[must_use]
+    pub const fn votes_count_from(&self) -> BootInstant {
+        self.votes_count_from
     }
 
     /// Who asked this node to stand for `leadership`, for the voters to compare.
@@ -350,20 +390,7 @@ impl LeaseGate {
         if vote < self.vote {
             return;
         }
-        let won = vote.committed && vote.leadership.node == self.me && self.leading() != Some(vote.leadership);
         self.vote = vote;
-        if won {
-            self.hold_from = match self.acknowledged {
-                // What the leader before sent is queued no more: it had given its lease up before it asked.
-                _ if self.transfer_of(vote.leadership).is_some() && holds(Rule::TransferQueue) => {
-                    self.transfer_at + self.timing.queue_time + self.timing.drift_over(self.timing.queue_time)
-                }
-                Some((_, at)) if self.transfer_of(vote.leadership).is_none() && holds(Rule::Hold) => {
-                    at + self.timing.voter_lease()
-                }
-                Some(_) | None => BootInstant::ZERO,
-            };
-        }
     }
 
     // ---- as a leader ----
@@ -483,12 +510,16 @@ impl LeaseGate {
         self.leading() == Some(from) && ((self.resigned() && self.used.is_none()) || !holds(Rule::TransferAfterRelease))
     }
 
-    /// Every deadline that this process armed is zeroed in the kernel; none can be armed in this leadership any more.
+    /// Every deadline that this process armed is zeroed in the kernel since before `now`; none can be armed in this
+    /// leadership any more.
     ///
     /// Only to be called after [`Self::resign`], by whoever zeroed them under the gate's mutex.
-    pub fn released(&mut self) {
+    pub fn released(&mut self, now: BootInstant) {
         if self.leading().is_none() || self.leading() <= self.resigned {
             self.used = None;
+            if holds(Rule::ReleasedQueue) {
+                self.queued_until = now + self.timing.queue_empties();
+            }
         }
     }
 
@@ -515,6 +546,9 @@ impl LeaseGate {
             if now < until {
                 return Err(Shut::LeaseUsed { remaining: until.saturating_duration_since(now) });
             }
+        }
+        if now < self.queued_until {
+            return Err(Shut::Queued { remaining: self.queued_until.saturating_duration_since(now) });
         }
         Ok(())
     }

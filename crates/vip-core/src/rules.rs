@@ -47,6 +47,8 @@ pub enum Rule {
     TransferAfterRelease,
     /// R6: who takes over by a transfer waits until the frames of the leader before have left.
     TransferQueue,
+    /// R6: nor does who gave up vote before they have.
+    ReleasedQueue,
     /// R6: a transfer vote passes only in the name of the leader acknowledged last.
     TransferName,
     /// R8: the fence is opened before the address is added.

@@ -61,6 +61,8 @@ struct Inner {
     voted_at: Option<BootInstant>,
     /// When this node last said that it would give its vote.
     encouraged_at: Option<BootInstant>,
+    /// For whom the newest vote is that became durable in this process.
+    durable_vote: Option<Leadership>,
     /// The newest deadline in the kernel.
     deadline: Option<(Leadership, BootInstant)>,
 }
@@ -104,6 +106,7 @@ impl Lease {
             peers: BTreeMap::new(),
             voted_at: None,
             encouraged_at: None,
+            durable_vote: None,
             deadline: None,
         };
         let (changed, _) = watch::channel(());
@@ -164,7 +167,7 @@ impl Lease {
             return Ok(());
         }
         self.sink.disarm()?;
-        inner.gate.released();
+        inner.gate.released((self.clock)());
         inner.deadline = None;
         drop(inner);
         self.changed.send_replace(());
@@ -224,6 +227,25 @@ impl Lease {
     pub(crate) fn begin_vote(&self, request: VoteRequest) -> Result<VoteInFlight<'_>, Shut> {
         self.lock().gate.begin_vote(request, (self.clock)())?;
         Ok(VoteInFlight { lease: self })
+    }
+
+    /// Waits until the votes of others for this node's candidacy `leadership` count: its own vote is durable, and no older
+    /// lease can run (R4). For ever, if the store failed.
+    pub(crate) async fn votes_count(&self, leadership: Leadership) {
+        let mut changed = self.changed();
+        while self.lock().durable_vote < Some(leadership) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+        loop {
+            let from = self.lock().gate.votes_count_from();
+            let now = self.now();
+            if now >= from {
+                return;
+            }
+            tokio::time::sleep(from.saturating_duration_since(now)).await;
+        }
     }
 
     pub(crate) fn accept_transfer(&self, from: Leadership) -> Result<(), Shut> {
@@ -385,7 +407,11 @@ impl VoteWitness for LateWitness {
 
     fn vote_saved(&self, vote: &types::Vote) {
         let Some(lease) = self.0.get() else { return };
-        lease.lock().gate.vote_saved(held_vote(vote));
+        let vote = held_vote(vote);
+        let mut inner = lease.lock();
+        inner.gate.vote_saved(vote);
+        inner.durable_vote = inner.durable_vote.max(Some(vote.leadership));
+        drop(inner);
         lease.changed.send_replace(());
         lease.want_renewal();
     }

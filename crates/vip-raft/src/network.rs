@@ -289,6 +289,8 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         }
     }
 
+    /// The store writes this node's own vote meanwhile (`LogStore::save_vote`); an answer counts when that is durable, and
+    /// no sooner than the gate says.
     async fn vote(
         &mut self,
         rpc: types::VoteRequest,
@@ -304,6 +306,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             })
             .await
             .map_err(|status| rpc_error(&status))?;
+        self.peers.lease.votes_count(leadership_of(&rpc.vote)).await;
         response.try_into().map_err(|status| rpc_error(&status))
     }
 

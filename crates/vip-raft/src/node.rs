@@ -664,11 +664,15 @@ async fn follow_reign(core: Arc<Core>, reign: watch::Sender<Option<agent::Reign>
             ready,
             successor: !core.lease.successors().is_empty(),
         });
-        reign.send_if_modified(|known| {
+        let news = reign.send_if_modified(|known| {
             let news = *known != now;
             *known = now;
             news
         });
+        if news && ready {
+            // The answer that would have armed the lease may have come while an older one was waited for.
+            core.lease.want_renewal();
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             ended = changed.changed() => if ended.is_err() { return },

@@ -114,7 +114,7 @@ impl Store {
             identity: loaded.identity,
             pristine,
             vote: loaded.vote,
-            log: LogStore::new(Arc::clone(&shared), writer.clone()),
+            log: LogStore::new(node, Arc::clone(&shared), writer.clone()),
             machine: StateMachine::new(shared, writer, loaded.applied),
             closing: Closing(closed),
         })

@@ -251,6 +251,10 @@ impl World {
         if process.raft.blocked.is_some_and(|ticket| process.store.is_durable(ticket)) {
             process.raft.blocked = None;
         }
+        if process.raft.standing.is_some_and(|ticket| process.store.is_durable(ticket)) {
+            process.raft.standing = None;
+            process.raft.queue.extend(process.raft.early.drain(..));
+        }
         let store = &process.store;
         let (flushed, waiting) = process.flushing.drain(..).partition(|(ticket, ..)| store.is_durable(*ticket));
         process.flushing = waiting;
@@ -285,9 +289,10 @@ impl World {
                 break;
             };
             process.raft.applied = Some(entry.id);
+            let cluster = Arc::make_mut(&mut process.raft.cluster);
             let outcome = match &entry.command {
-                None => Outcome::Unchanged { revision: process.raft.cluster.revision },
-                Some(command) => Arc::make_mut(&mut process.raft.cluster).apply(index, entry.id.by, command.clone()),
+                None => cluster.begin(index, entry.id.by),
+                Some(command) => cluster.apply(index, entry.id.by, command.clone()),
             };
             let responder = process.raft.responders.remove(&index);
             self.oracle.applied(node, &entry);
@@ -438,6 +443,9 @@ impl World {
                 mailbox.state = Some(cluster);
                 mailbox.reign = Some(reign);
             });
+            if ready {
+                self.want_renewal(node);
+            }
         }
         self.at_local(node, now + wait, Step::Reign(turn));
     }

@@ -291,7 +291,8 @@ impl World {
             return;
         }
         self.disarm(node);
-        self.process(node).gate.released();
+        let now = self.local(node);
+        self.process(node).gate.released(now);
         self.changed(node);
     }
 

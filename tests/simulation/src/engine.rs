@@ -125,6 +125,7 @@ impl World {
     fn save_vote(&mut self, node: usize, vote: HeldVote) {
         let now = self.local(node);
         let durable = self.has(Part::DurableVote);
+        let me = self.nodes[node].id;
         let process = self.process(node);
         process.gate.vote_changing(vote);
         if !vote.committed {
@@ -132,9 +133,13 @@ impl World {
         }
         let held = process.raft.vote;
         let won = held.leadership == vote.leadership && !held.committed && vote.committed;
+        let stands = vote.leadership.node == me && !vote.committed;
         process.raft.vote = vote;
         process.store.write(Job::Vote(vote, durable && !won));
-        if durable && !won {
+        if durable && stands {
+            // The others are asked meanwhile; what they answer has to wait.
+            process.raft.standing = Some(process.store.ticket());
+        } else if durable && !won {
             process.raft.blocked = Some(process.store.ticket());
         } else if !durable {
             process.gate.vote_saved(vote);
@@ -206,7 +211,19 @@ impl World {
 
     fn on_vote_answered(&mut self, node: usize, from: NodeId, leadership: Leadership, granted: bool, vote: HeldVote) {
         let quorum = self.plan.nodes / 2 + 1;
-        let Some(candidate) = self.process(node).raft.candidate.as_mut() else { return };
+        let now = self.local(node);
+        let any_time = !self.has(Part::OwnVoteFirst);
+        let process = self.process(node);
+        let count_from = process.gate.votes_count_from();
+        let durable = any_time || process.raft.standing.is_none_or(|ticket| process.store.is_durable(ticket));
+        if !durable || now < count_from {
+            process.raft.early.push(Input::VoteAnswered { from, leadership, granted, vote });
+            if durable {
+                self.at_local(node, count_from, Step::CountVotes);
+            }
+            return;
+        }
+        let Some(candidate) = process.raft.candidate.as_mut() else { return };
         let mine = HeldVote { leadership: candidate.leadership, committed: false };
         if granted && vote == mine && leadership == candidate.leadership {
             candidate.grants.insert(from);
@@ -216,6 +233,13 @@ impl World {
             return;
         }
         self.update_vote(node, HeldVote { committed: false, ..vote });
+    }
+
+    /// Those that came too early, once more.
+    pub(crate) fn count_votes(&mut self, node: usize) {
+        let raft = &mut self.process(node).raft;
+        raft.queue.extend(raft.early.drain(..));
+        self.run_engine(node);
     }
 
     fn on_pre_vote_answered(&mut self, node: usize, from: NodeId, granted: bool, vote: HeldVote) {

@@ -12,6 +12,8 @@ pub enum Part {
     SendTime,
     /// R2: a vote is durable before anybody hears of it.
     DurableVote,
+    /// R2: a candidate counts no vote of another before its own is durable.
+    OwnVoteFirst,
     /// R3: only an empty store is exempt from silence, not one whose node never took an append of another leader.
     StrictPristine,
     /// Votes and appends do not overtake each other in a voter (`Core::order`).
@@ -49,7 +51,7 @@ pub enum Omission {
 
 impl Omission {
     /// Everything that can be taken out.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::Core(Rule::DriftMargin),
         Self::Core(Rule::QueueMargin),
         Self::Core(Rule::VoterDrift),
@@ -70,6 +72,7 @@ impl Omission {
         Self::Core(Rule::NeverAgain),
         Self::Core(Rule::TransferAfterRelease),
         Self::Core(Rule::TransferQueue),
+        Self::Core(Rule::ReleasedQueue),
         Self::Core(Rule::TransferName),
         Self::Core(Rule::OpenBeforeAdd),
         Self::Core(Rule::ShutBeforeRemove),
@@ -80,6 +83,7 @@ impl Omission {
         Self::Core(Rule::AssignBase),
         Self::Model(Part::SendTime),
         Self::Model(Part::DurableVote),
+        Self::Model(Part::OwnVoteFirst),
         Self::Model(Part::StrictPristine),
         Self::Model(Part::VoteAlone),
         Self::Model(Part::TransferOfPresentVote),

@@ -116,11 +116,20 @@ impl Oracle {
             }
             None if index == self.log.len() => {
                 self.log.push(Arc::clone(entry));
-                if let Some(command) = &entry.command {
-                    self.apply(entry.id, command);
+                match &entry.command {
+                    Some(command) => self.apply(entry.id, command),
+                    None => self.begin(entry.id),
                 }
             }
             None => self.found(format!("log: n{} applied {index} after {} entries", node + 1, self.log.len())),
+        }
+    }
+
+    /// A leader's first entry makes it the owner of all.
+    fn begin(&mut self, id: LogId) {
+        for vip in self.vips.values_mut() {
+            vip.assigned = Some((id.by.node, Epoch(id.index), id.by));
+            self.revision = id.index;
         }
     }
 

@@ -1,8 +1,9 @@
 //! openraft 0.10.0-alpha.37 as vip-raft drives it, as far as votes, the log and its own lease go.
 //!
 //! The names in parentheses are those of openraft's source. Its engine is one task that takes one message after the other
-//! and waits for a vote to be durable before it goes on (`RaftCore::run_save_vote`); that a candidate won is not waited
-//! for (`LogStore::save_vote` of vip-raft). Entries become durable behind its back.
+//! and waits for a vote to be durable before it goes on (`RaftCore::run_save_vote`). vip-raft does not wait where it only
+//! learns that a candidate won, nor for a node's own vote for itself: there the others' answers wait
+//! (`LogStore::save_vote`, `PeerClient::vote`). Entries become durable behind its back.
 //!
 //! Not modelled: membership changes, snapshots, learners, linearizable reads.
 
@@ -50,7 +51,7 @@ pub(crate) enum Input {
     PreElect,
     /// `trigger().elect(false)`, which vip-raft never calls; for scripts.
     Stand,
-    /// The own vote is durable: ask the others.
+    /// The own vote is on its way to the disk: ask the others.
     AskForVotes { leadership: Leadership, transfer: bool },
     /// `handle_transfer_leader`.
     TransferTo { from: Leadership, last: Option<LogId> },
@@ -155,6 +156,10 @@ pub(crate) struct Raft {
     pub(crate) cluster: Arc<Cluster>,
     /// Waits until a vote is durable.
     pub(crate) blocked: Option<u64>,
+    /// The own vote for itself, until it is durable.
+    pub(crate) standing: Option<u64>,
+    /// Votes that came before they count.
+    pub(crate) early: Vec<Input>,
     /// What came meanwhile.
     pub(crate) queue: VecDeque<Input>,
     /// Who waits for which entry.
@@ -179,6 +184,8 @@ impl Raft {
             applied: None,
             cluster: Arc::default(),
             blocked: None,
+            standing: None,
+            early: Vec::new(),
             queue: VecDeque::new(),
             responders: BTreeMap::new(),
             calls: 0,

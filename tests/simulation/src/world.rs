@@ -46,6 +46,8 @@ pub(crate) enum Step {
     Propose(Box<vip_core::Command>),
     /// A vote waited at the gate, or comes from the gate to the engine.
     Vote(Box<Message>, bool),
+    /// The votes of others count.
+    CountVotes,
     /// A call is not waited for any more.
     TimedOut { peer: NodeId, lane: Lane, rpc: u64 },
     /// A peer is tried again.
@@ -446,6 +448,7 @@ impl World {
             }
             Step::Replicate(peer) => self.engine(node, crate::raft::Input::Replicate { peer }),
             Step::Notice(notice) => self.notice(node, notice),
+            Step::CountVotes => self.count_votes(node),
             Step::Unanswered(index) => self.unanswered(node, index),
             Step::End(polls) => self.end_of_process(node, polls),
         }

@@ -51,6 +51,28 @@ fn a_deleted_address_is_free_again() {
 }
 
 #[test]
+fn a_leadership_begins_with_every_vip() {
+    let mut cluster = Cluster::default();
+    assert_eq!(cluster.begin(1, LEADER), Outcome::Unchanged { revision: 0 });
+    cluster.apply(2, LEADER, Command::DeclareVip(spec("a", "10.0.0.1")));
+    cluster.apply(3, LEADER, Command::DeclareVip(spec("b", "10.0.0.2")));
+    assert!(cluster.vips.values().all(|vip| vip.assignment.is_none()));
+
+    let successor = Leadership { term: 4, node: NodeId(2) };
+    assert_eq!(cluster.begin(4, successor), Outcome::Changed { revision: 4 });
+    for vip in cluster.vips.values() {
+        let expected = Assignment { owner: NodeId(2), epoch: Epoch(4), by: successor, kind: LeaseKind::Leader };
+        assert_eq!(vip.assignment, Some(expected));
+        assert_eq!(vip.changed_at, 4);
+    }
+    // What the leader before had on its way is void.
+    assert_eq!(
+        cluster.apply(5, successor, assign(successor, vec![claim("a", None)])),
+        Outcome::Unchanged { revision: 4 }
+    );
+}
+
+#[test]
 fn an_assignment_counts_only_in_its_leadership_and_on_its_base() {
     let mut cluster = Cluster::default();
     cluster.apply(1, LEADER, Command::DeclareVip(spec("a", "10.0.0.1")));

@@ -185,7 +185,11 @@ fn a_transfer_vote_passes_only_in_the_name_of_the_leader_acknowledged_last() {
 fn r4_a_new_leader_waits_for_the_lease_that_it_granted_itself() {
     let mut gate = pristine();
     assert!(gate.append_acknowledged(reign(1, 2), at(0)));
-    change_vote(&mut gate, candidate(2, 1));
+    gate.vote_changing(candidate(2, 1));
+    assert_eq!(gate.votes_count_from(), at(100));
+    assert!(!gate.append_acknowledged(reign(1, 2), at(50)));
+    gate.vote_saved(candidate(2, 1));
+    // A lone voter wins at once; it holds nothing, all the same.
     change_vote(&mut gate, winner(2, 1));
     gate.entry_applied(reign(2, 1));
     assert_eq!(gate.check_reign(at(60)), Err(NotArmed::OlderLease { remaining: ms(40) }));
@@ -198,11 +202,25 @@ fn r4_a_leader_made_by_a_transfer_from_the_leader_it_acknowledged_last_waits_for
     assert!(gate.append_acknowledged(reign(1, 2), at(0)));
     gate.accept_transfer(reign(1, 2), at(1)).unwrap();
     change_vote(&mut gate, candidate(2, 1));
+    assert_eq!(gate.votes_count_from(), BootInstant::ZERO, "to be elected takes time, too");
     change_vote(&mut gate, winner(2, 1));
     gate.entry_applied(reign(2, 1));
     assert_eq!(gate.transfer_of(reign(2, 1)), Some(reign(1, 2)));
     assert_eq!(gate.check_reign(at(2)), Err(NotArmed::OlderLease { remaining: ms(4) }));
     assert_eq!(gate.check_reign(at(6)), Ok(reign(2, 1)));
+}
+
+#[test]
+fn r6_what_the_leader_that_gave_up_has_queued_is_waited_for_even_by_who_never_acknowledged_it() {
+    let mut gate = pristine();
+    change_vote(&mut gate, winner(1, 2));
+    gate.accept_transfer(reign(1, 2), at(1)).unwrap();
+    change_vote(&mut gate, candidate(2, 1));
+    assert_eq!(gate.transfer_of(reign(2, 1)), None);
+    change_vote(&mut gate, winner(2, 1));
+    gate.entry_applied(reign(2, 1));
+    assert!(gate.check_reign(at(5)).is_err());
+    assert_eq!(gate.check_reign(at(7)), Ok(reign(2, 1)));
 }
 
 #[test]
@@ -280,7 +298,7 @@ fn r6_a_resigned_leadership_never_arms_again_and_lets_its_successor_stand_at_onc
     let mut gate = leader();
     gate.append_answered(reign(1, 1), NodeId(2), at(20));
     gate.arm(&voters(), at(21)).unwrap();
-    gate.released();
+    gate.released(at(21));
     assert!(
         gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(22)).is_err(),
         "released counts only after resigning"
@@ -293,9 +311,12 @@ fn r6_a_resigned_leadership_never_arms_again_and_lets_its_successor_stand_at_onc
         "the deadline still runs in the kernel"
     );
     assert!(gate.resigned() && !gate.may_transfer(reign(1, 1)));
-    gate.released();
+    gate.released(at(32));
     assert!(gate.may_transfer(reign(1, 1)) && !gate.may_transfer(reign(0, 1)));
-    assert_eq!(gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(32)), Ok(()));
+    let shut = gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(36)).unwrap_err();
+    assert!(matches!(shut, Shut::Queued { .. }), "what it sent may be queued yet: {shut}");
+    assert!(gate.campaign_from() > at(36));
+    assert_eq!(gate.check_vote(ask_by_transfer_of(reign(1, 1), 2, 2), at(38)), Ok(()));
 }
 
 #[test]

@@ -33,7 +33,8 @@ impl Applied {
         let log_id = entry.log_id;
         self.last_applied = Some(log_id);
         match entry.payload {
-            EntryPayload::Blank => Outcome::Unchanged { revision: self.cluster.revision },
+            // openraft appends it when a leader is elected, and at no other time.
+            EntryPayload::Blank => Arc::make_mut(&mut self.cluster).begin(log_id.index, leadership_of_log(&log_id)),
             EntryPayload::Normal(request) => {
                 // Copies the state if somebody looks at it, once in a batch.
                 let cluster = Arc::make_mut(&mut self.cluster);

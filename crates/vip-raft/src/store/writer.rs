@@ -29,8 +29,9 @@ const BATCH: usize = 256;
 pub(super) enum Job {
     /// Encoded entries with their indexes.
     Append { entries: Vec<(u64, Vec<u8>)>, done: IOFlushed },
-    /// A vote. Nobody waits where all that is new is that its candidate won, see [`super::log::LogStore`].
-    Vote { vote: Vote, done: Option<oneshot::Sender<io::Result<()>>> },
+    /// A vote. Not awaited where all that is new is that its candidate won; awaited, but by nobody who wants an answer,
+    /// where it is this node's for itself (see [`super::log::LogStore`]).
+    Vote { vote: Vote, awaited: bool, done: Option<oneshot::Sender<io::Result<()>>> },
     /// Take out the entries from this index on.
     Truncate { from: u64 },
     /// Take out the entries up to here.
@@ -45,8 +46,8 @@ impl Job {
     /// Somebody waits for it.
     fn is_awaited(&self) -> bool {
         match self {
-            Self::Append { .. } | Self::Vote { done: Some(_), .. } | Self::Snapshot { .. } => true,
-            Self::Vote { done: None, .. } => false,
+            Self::Append { .. } | Self::Snapshot { .. } => true,
+            Self::Vote { awaited, .. } => *awaited,
             Self::Truncate { .. } | Self::Purge { .. } | Self::Committed { .. } => false,
         }
     }

@@ -509,6 +509,7 @@ impl Toy {
     }
 
     fn transfer(&mut self, leader: usize, to: usize) {
+        let now = self.now;
         let this = &mut self.nodes[leader];
         let Some(from) = this.gate.gate.leading() else { return };
         if leader == to {
@@ -517,7 +518,7 @@ impl Toy {
         if !this.gate.lacks(Rule::ResignFirst) {
             this.gate.gate.resign(from);
             this.kernel = BootInstant::ZERO;
-            this.gate.gate.released();
+            this.gate.gate.released(now);
         }
         this.transferred = Some(from);
         self.transfers += 1;

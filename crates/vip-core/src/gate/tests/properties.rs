@@ -77,11 +77,12 @@ struct Ledger {
     votes_in_flight: u32,
     transfer_from: Option<Leadership>,
     transfer_at: BootInstant,
-    exempt: bool,
     /// Until when R4 forbids anything.
     hold_from: BootInstant,
     /// The newest S behind a deadline that may still be in the kernel, and that deadline.
     armed: Option<(BootInstant, BootInstant)>,
+    /// Until when frames of a lease that was given up may be queued.
+    queued_until: BootInstant,
 }
 
 impl Ledger {
@@ -102,9 +103,9 @@ impl Ledger {
             votes_in_flight: 0,
             transfer_from: None,
             transfer_at: BootInstant::ZERO,
-            exempt: false,
             hold_from: BootInstant::ZERO,
             armed: None,
+            queued_until: BootInstant::ZERO,
         }
     }
 
@@ -128,7 +129,8 @@ impl Ledger {
     }
 
     fn own_lease_is_over(&self) -> bool {
-        self.now >= self.silent_until && self.armed.is_none_or(|(sent, _)| self.now >= sent + drifting().lease)
+        self.now >= self.silent_until.max(self.queued_until)
+            && self.armed.is_none_or(|(sent, _)| self.now >= sent + drifting().lease)
     }
 
     /// S, found by trying every send time: the newest by which a majority of each configuration had been asked.
@@ -149,17 +151,14 @@ impl Ledger {
             self.answers.clear();
             let from = self.transfer_from.take();
             let asked_by_last = from.is_some() && from == self.acknowledged.map(|(leader, _)| leader);
-            self.exempt = vote.leadership.node == ME && asked_by_last;
+            let queued = from.map_or(BootInstant::ZERO, |_| self.transfer_at + queue_empties());
+            let granted = match self.acknowledged {
+                Some((_, since)) if !asked_by_last => since + drifting().voter_lease(),
+                Some(_) | None => BootInstant::ZERO,
+            };
+            self.hold_from = queued.max(granted);
         }
         self.vote = vote;
-        if self.leads() {
-            let queue = drifting().queue_time;
-            self.hold_from = match self.acknowledged {
-                _ if self.exempt => self.transfer_at + queue + drifting().drift_over(queue),
-                Some((_, since)) => since + drifting().voter_lease(),
-                None => BootInstant::ZERO,
-            };
-        }
         self.gate.vote_changing(vote);
         assert_eq!(self.gate.leading(), None, "not before it is durable");
         assert!(self.gate.arm(&configurations()[0], self.now).is_err(), "nothing old arms after a vote changed");
@@ -259,8 +258,9 @@ impl Ledger {
             Operation::Released => {
                 // The kernel's deadline is zeroed only after resigning.
                 if self.leads() && self.resigned >= Some(self.vote.leadership) {
-                    self.gate.released();
+                    self.gate.released(self.now);
                     self.armed = None;
+                    self.queued_until = self.now + queue_empties();
                 }
             }
             Operation::Wait(length) => self.now = self.now + ms(length),
@@ -284,6 +284,11 @@ impl Ledger {
 /// L = 100 ms, r = 1 %, q = 5 ms: g = 7 ms, and a voter counts 101 ms.
 fn drifting() -> LeaseTiming {
     LeaseTiming { lease: ms(100), clock_drift_ppm: 10_000, queue_time: ms(5) }
+}
+
+/// q·(1 + r).
+fn queue_empties() -> Duration {
+    drifting().queue_time + drifting().drift_over(drifting().queue_time)
 }
 
 proptest! {
