@@ -119,8 +119,14 @@ test-fuzz: deps ## Build the fuzz targets, and run each over its corpus once
 	$(call step,fuzz targets,fuzz/run --replay)
 
 .PHONY: test-compose
-test-compose: build-dev ## The laboratory in containers, through every partition; needs root, and an engine or apt
+test-compose: deps build-dev ## The laboratory in containers, through every partition; needs root, and an engine or apt
 	$(call step,compose,tests/compose/run)
+
+.PHONY: bench-compose
+bench-compose: deps build ## Measure vipd in containers (TRIALS=30) for docs/benchmarks.md; needs root, and an engine or apt
+	VIPD_LAB_PROGRAMS=target/release docker/lab up
+	docker/lab bench --trials $(TRIALS) --markdown docs/benchmarks.md || { docker/lab down; exit 1; }
+	docker/lab down
 
 SECONDS ?= 60
 

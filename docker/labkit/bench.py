@@ -2,23 +2,34 @@
 
 import json
 import math
+import platform
+import time
+from pathlib import Path
 
-from .engine import say
+from .engine import LabError, say
 from .observer import Observer
 from .tour import STEPS, run_step
 
 # What is measured, and the step of the tour that it is.
 FAULTS = {"kill": "kill", "freeze": "freeze", "isolate": "isolate", "partition": "minority"}
 
+# Between these two lines of a page `--markdown` writes.
+BEGIN = "<!-- begin: written by `docker/lab bench`; edit nothing between these two marks -->"
+END = "<!-- end: written by `docker/lab bench` -->"
 
-def run_bench(hosts, faults, trials, *, as_json=False, output=None):
+
+def run_bench(hosts, faults, trials, *, as_json=False, output=None, markdown=None):
     """Measures, and prints a row of a Markdown table for each fault. Whether never two hosts answered and all came back."""
+    if trials < 1:
+        raise LabError(f"{trials} trials: at least 1")
     steps = {step.name: step for step in STEPS}
+    page = Page(markdown) if markdown else None
     sink = open(output, "w") if output else None
+    measured = about(hosts)
+    write(sink, {"about": measured})
     if not as_json:
-        print("| fault | trials | p50 | p99 | max | budget | two holders | longest |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
-    passed = True
+        print("\n".join(HEAD), flush=True)
+    summaries = []
     with Observer() as observer:
         for fault in faults or FAULTS:
             results = []
@@ -30,25 +41,61 @@ def run_bench(hosts, faults, trials, *, as_json=False, output=None):
                 write(sink, {"fault": fault, "trial": number, **result})
                 if not result["passed"]:
                     say(f"{fault}, trial {number}: {result['problem']}")
-            summary = summarize(fault, results)
+            summary = {"profile": measured["profile"], **summarize(fault, results)}
             write(sink, {"summary": summary})
-            passed &= summary["failed"] == 0
+            summaries.append(summary)
             print(json.dumps(summary) if as_json else row(summary), flush=True)
     if sink:
         sink.close()
-    return passed
+    if page:
+        page.write([told(measured), "", *HEAD, *map(row, summaries)])
+    return all(summary["failed"] == 0 for summary in summaries)
+
+
+def about(hosts):
+    """What was measured, where and when."""
+    vipd = hosts.engine.docker("exec", "vipd-lab-n1", "vipd", "--version").stdout.strip()
+    engine = hosts.engine.docker("version", "--format", "{{.Server.Version}} on Linux {{.Server.KernelVersion}}").stdout
+    cpus = hosts.engine.docker("info", "--format", "{{.NCPU}}").stdout.strip()
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "vipd": vipd,
+        "profile": hosts.profile(),
+        "engine": engine.strip(),
+        "processors": int(cpus),
+        "processor": processor(),
+    }
+
+
+def processor():
+    """The model of this machine's processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def told(measured):
+    return (
+        f"{measured['date']}: {measured['processor']} with {measured['processors']} processors, Docker"
+        f" {measured['engine']}. {measured['vipd']}."
+    )
 
 
 def summarize(fault, results):
     away = sorted(math.inf if result["outage_ms"] is None else result["outage_ms"] for result in results)
+    healing = sorted(result["after_heal_ms"] for result in results)
     two = [result["two_holders_ms"] for result in results]
-    spread = {name: None if math.isinf(value) else value for name, value in (
-        ("p50_ms", rank(away, 50)), ("p99_ms", rank(away, 99)), ("max_ms", rank(away, 100)))}  # fmt: skip
+    spread = {f"p{percent}_ms": rank(away, percent) for percent in (50, 95, 99)} | {"max_ms": away[-1]}
     return {
         "fault": fault,
         "trials": len(results),
-        **spread,
+        **{name: None if math.isinf(value) else value for name, value in spread.items()},
         "budget_ms": results[0]["budget_ms"],
+        "reached": spread["p99_ms"] <= results[0]["budget_ms"],
+        "after_heal_p99_ms": rank(healing, 99),
         "trials_with_two_holders": sum(1 for length in two if length),
         "two_holders_max_ms": max(two),
         "failed": sum(1 for result in results if not result["passed"]),
@@ -61,17 +108,48 @@ def rank(ordered, percent):
     return ordered[max(1, math.ceil(len(ordered) * percent / 100)) - 1]
 
 
+# The columns of docs/benchmarks.md, in milliseconds.
+HEAD = (
+    "| profile | fault | trials | outage p50 | p95 | p99 | max | goal p99 | reached | after healing p99 | two hosts |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
 def row(summary):
     def ms(value):
-        return "not back" if value is None else f"{value:.0f} ms"
+        return "not back" if value is None else f"{value:.1f}"
 
+    two = ms(summary["two_holders_max_ms"])
     cells = (
-        summary["fault"], summary["trials"],
-        ms(summary["p50_ms"]), ms(summary["p99_ms"]), ms(summary["max_ms"]),
-        f"{ms(summary['budget_ms'])} at p99",
-        f"{summary['trials_with_two_holders']} trials", ms(summary["two_holders_max_ms"]),
+        summary["profile"], summary["fault"], summary["trials"],
+        *(ms(summary[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
+        f"≤ {summary['budget_ms']}", "yes" if summary["reached"] else "**no**", ms(summary["after_heal_p99_ms"]),
+        two if not summary["trials_with_two_holders"] else f"**{two}** in {summary['trials_with_two_holders']}",
     )  # fmt: skip
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+class Page:
+    """A Markdown file with a place for the table. It is looked at before anything is measured."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._around()
+
+    def _around(self):
+        try:
+            text = self.path.read_text()
+        except OSError as error:
+            raise LabError(f"cannot read {self.path}: {error.strerror}") from error
+        before, begun, rest = text.partition(BEGIN)
+        _, ended, after = rest.partition(END)
+        if not begun or not ended:
+            raise LabError(f"{self.path} has no place for the table. Where it shall be, write\n{BEGIN}\n{END}")
+        return before, after
+
+    def write(self, lines):
+        before, after = self._around()
+        self.path.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]))
 
 
 def write(sink, value):

@@ -78,8 +78,12 @@ class Engine:
             say("no container engine answers: starting one for the lab")
             if os.geteuid() != 0:
                 raise Unavailable("no container engine answers, and making one needs root. Start yours, or run this as root")
-            if subprocess.run([DOCKER_DIR / "engine", "start"]).returncode != 0:
-                raise Unavailable("cannot start a container engine for the lab; its words are above")
+            starting = subprocess.Popen([DOCKER_DIR / "engine", "start"], stderr=subprocess.PIPE, text=True)
+            words = ""
+            for words in starting.stderr:
+                say(words.rstrip())
+            if starting.wait() != 0:
+                raise Unavailable(f"cannot start a container engine for the lab: {words.removeprefix('engine: ').strip()}")
             engine = cls.get()
         return engine
 
@@ -169,21 +173,18 @@ class Engine:
             return PULLED_BASE
         if not self.own:
             say(f"pulling {PULLED_BASE}")
-            if self.docker("pull", PULLED_BASE, check=False, timeout=300).returncode == 0:
+            try:
+                self.docker("pull", PULLED_BASE, timeout=120)
                 return PULLED_BASE
+            except LabError as error:
+                say(f"that failed: {error}")
         if os.geteuid() != 0 or not (shutil.which("debootstrap") or Path("/usr/sbin/debootstrap").exists()):
             raise Unavailable(
                 f"cannot pull {PULLED_BASE}. Making a base image of Debian's packages needs root and debootstrap"
             )
         say("making a base image of Debian's packages, which takes about a minute")
         with tempfile.TemporaryDirectory(prefix="vipd-lab-base-") as tree:
-            path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-            done = run(
-                ["debootstrap", "--variant=minbase", "--include=iproute2,nftables", "bookworm", tree],
-                timeout=600, env={**os.environ, "PATH": path}, check=False,
-            )  # fmt: skip
-            if done.returncode != 0:
-                raise Unavailable(f"debootstrap: {' '.join((done.stderr or done.stdout).splitlines()[-2:])}")
+            debootstrap(tree)
             for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
                 shutil.rmtree(Path(tree) / unneeded, ignore_errors=True)
             tar = subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE)
@@ -191,6 +192,21 @@ class Engine:
             if tar.wait() != 0 or done.returncode != 0:
                 raise LabError(f"docker import: {done.stderr.strip()}")
         return BASE_IMAGE
+
+
+def debootstrap(tree):
+    """Debian 12 with what the lab needs, in a directory."""
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    command = ["debootstrap", "--variant=minbase", "--include=iproute2,nftables", "bookworm", tree]
+    # A mirror that hangs is ended by `timeout`, by SIGTERM: debootstrap unmounts what it has mounted then.
+    done = run(["timeout", "-k", "20", "240", *command], timeout=300, env=environment, check=False)
+    # The directory will be removed, and nothing that is mounted there with it.
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        if (mounted := line.split()[4]).startswith(f"{tree}/"):
+            run(["umount", "-l", mounted], check=False)
+    if done.returncode != 0:
+        words = (done.stderr or done.stdout).splitlines()[-2:] if done.returncode not in (124, 137) else ["not done within 240 s"]
+        raise Unavailable(f"cannot make a base image: debootstrap: {' '.join(words)}")
 
 
 def find_programs(told):

@@ -119,7 +119,7 @@ def run_step(hosts, observer, step, allowance, tell):
     limit = None if budget is None else budget + allowance
     tell(f"\n── {step.name}: {step.told}.")
     tell(f"   {owner} is the owner. Expected: {EXPECTED[step.expect].format(limit=limit or 0)}.")
-    observer.judge("before")
+    before = observer.judge("before")
     problem = None
     try:
         step.inject(hosts, owner, others)
@@ -132,7 +132,8 @@ def run_step(hosts, observer, step, allowance, tell):
     except LabError as error:
         holder, problem = None, problem or f"after healing: {error}"
     healing = observer.judge("healed")
-    two = max(during["overlap_ms"], healing["overlap_ms"])
+    # Also in what passed since the step before was judged.
+    two = max(before["overlap_ms"], during["overlap_ms"], healing["overlap_ms"])
     away = outage(during)
     if two:
         problem = f"two hosts answered for {two:.1f} ms"
