@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use self::about::About;
+use self::about::{About, ProcessorTime};
 use crate::clock::Stamp;
 use crate::interrupt;
 use crate::lab::Lab;
@@ -155,6 +155,7 @@ struct BenchLine {
 /// is no error.
 pub fn run_bench(plan: &BenchPlan, reporter: Reporter) -> Result<BenchReport> {
     let about = About::of(plan)?;
+    let began = ProcessorTime::now();
     let bench = Bench { plan, reporter: Mutex::new(reporter) };
     let mut report = BenchReport { about, faults: Vec::new(), many: Vec::new(), steady: Vec::new() };
     for part in &plan.parts {
@@ -164,6 +165,8 @@ pub fn run_bench(plan: &BenchPlan, reporter: Reporter) -> Result<BenchReport> {
             Part::Steady => report.steady = bench.steady()?,
         }
     }
+    let ended = ProcessorTime::now();
+    report.about.stolen_percent = began.zip(ended).and_then(|(began, ended)| began.stolen_percent(ended));
     let line = BenchLine { bench: report };
     bench.reporter().json_line(&line)?;
     Ok(line.bench)

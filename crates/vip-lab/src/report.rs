@@ -133,6 +133,9 @@ pub struct Summary {
     pub new_owner_ms: Option<Spread>,
     /// Time to the first frame for the last of all VIPs.
     pub last_vip_ms: Option<Spread>,
+    /// The longest time in each trial in which the probing thread did not run.
+    #[serde(default)]
+    pub prober_pause_ms: Option<Spread>,
     /// The outage that is allowed at p99.
     pub budget_ms: Option<f64>,
     /// The worst overlap.
@@ -164,6 +167,7 @@ impl Summary {
             after_heal_ms: Spread::of(records.iter().filter_map(|record| record.after_heal_ms)),
             new_owner_ms: Spread::of(records.iter().filter_map(|record| record.new_owner_ms)),
             last_vip_ms: Spread::of(records.iter().filter_map(|record| record.last_vip_ms)),
+            prober_pause_ms: Spread::of(records.iter().map(|record| record.prober_pause_ms)),
             budget_ms: first.budget_ms,
             max_overlap_ms: records.iter().map(|record| record.overlap_ms).fold(0.0, f64::max),
             overlap_ms: Spread::of(records.iter().map(|record| record.overlap_ms)),
@@ -247,6 +251,7 @@ impl Reporter {
         spread("outage v4", summary.outage_ms);
         spread("outage v6", summary.outage6_ms);
         spread("after heal", summary.after_heal_ms);
+        spread("pause", summary.prober_pause_ms);
         spread("takeover", summary.new_owner_ms);
         if summary.vips > 2 {
             spread("last VIP", summary.last_vip_ms);

@@ -11,7 +11,7 @@ use super::BenchPlan;
 use crate::manager::{Manager, libraries_beside};
 
 /// Where and with what a benchmark ran.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct About {
     /// The day, as 2026-01-31, UTC.
     pub date: String,
@@ -27,6 +27,9 @@ pub struct About {
     pub distribution: String,
     /// Each program with its version.
     pub versions: Vec<String>,
+    /// How much of the processors' time the host of this virtual machine gave to others meanwhile.
+    #[serde(default)]
+    pub stolen_percent: Option<f64>,
     /// Trials of each fault.
     pub trials: u32,
     /// Trials of each fault with many VIPs.
@@ -55,9 +58,37 @@ impl About {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             distribution: value(&read("/etc/os-release"), "PRETTY_NAME", '=').unwrap_or_default(),
             versions,
+            stolen_percent: None,
             trials: plan.trials,
             many_trials: plan.many_trials,
         })
+    }
+}
+
+/// The processors' time since the machine started, in all and stolen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ProcessorTime {
+    all: u64,
+    stolen: u64,
+}
+
+impl ProcessorTime {
+    /// As of now; none where the kernel does not say.
+    pub(super) fn now() -> Option<Self> {
+        Self::of(&fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    /// Of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal; guests are in the first two already.
+    fn of(stat: &str) -> Option<Self> {
+        let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+        let times: Vec<u64> = line.split_whitespace().take(8).map_while(|time| time.parse().ok()).collect();
+        Some(Self { all: times.iter().sum(), stolen: *times.get(7)? })
+    }
+
+    /// How much was stolen from then to `later`.
+    pub(super) fn stolen_percent(self, later: Self) -> Option<f64> {
+        let all = later.all.checked_sub(self.all).filter(|all| *all > 0)?;
+        Some(later.stolen.saturating_sub(self.stolen) as f64 / all as f64 * 100.0)
     }
 }
 
@@ -111,6 +142,17 @@ mod tests {
         assert_eq!(value(release, "PRETTY_NAME", '=').as_deref(), Some("Debian GNU/Linux 12 (bookworm)"));
         assert_eq!(value(release, "VERSION", '='), None);
         assert_eq!(memory_gib("MemTotal:       24639612 kB\nMemFree: 1 kB\n"), Some(23));
+    }
+
+    #[test]
+    fn stolen_time_is_a_share_of_all() {
+        let then = ProcessorTime::of("cpu  10 0 10 70 0 0 0 10 5 0\ncpu0 1 2\n").expect("times");
+        let now = ProcessorTime::of("cpu  60 0 60 170 0 0 0 10 5 0\n").expect("times");
+        assert_eq!(then.stolen_percent(now), Some(0.0));
+        let now = ProcessorTime::of("cpu  10 0 10 130 0 0 0 50 5 0\n").expect("times");
+        assert_eq!(then.stolen_percent(now), Some(40.0));
+        assert_eq!(then.stolen_percent(then), None);
+        assert_eq!(ProcessorTime::of("intr 1\n"), None);
     }
 
     #[test]

@@ -42,14 +42,17 @@ pub fn replace(page: &str, results: &str) -> Result<String> {
 pub fn render(report: &BenchReport) -> String {
     let about = &report.about;
     let mut text = format!(
-        "{}: {} with {} processors, {} GiB, {}, Linux {}. {}.\n",
+        "{}: {} with {} processors, {} GiB, {}, Linux {}. {}.{}\n",
         about.date,
         about.processor,
         about.processors,
         about.memory_gib,
         about.distribution,
         about.kernel,
-        about.versions.join(". ")
+        about.versions.join(". "),
+        about.stolen_percent.map_or_else(String::new, |percent| format!(
+            " Of the processors' time {percent:.1} % was stolen by the machine's own host."
+        ))
     );
     if !report.faults.is_empty() {
         text += &format!("\n### vipd: {} trials of each fault\n\n{}", about.trials, vipd_table(&report.faults));
@@ -95,6 +98,8 @@ fn vipd_table(summaries: &[Summary]) -> String {
                 reached.unwrap_or("-").to_owned(),
                 number(summary.after_heal_ms.map(|spread| spread.p99)),
                 number(summary.new_owner_ms.map(|spread| spread.p50)),
+                number(summary.prober_pause_ms.map(|spread| spread.p50)),
+                number(summary.prober_pause_ms.map(|spread| spread.max)),
                 two_hosts(summary),
             ],
         ));
@@ -113,6 +118,8 @@ fn vipd_table(summaries: &[Summary]) -> String {
         "reached",
         "after healing p99",
         "takeover p50",
+        "pause p50",
+        "pause max",
         "two hosts",
     ];
     table(&head, rows.into_iter().map(|(_, row)| row))
