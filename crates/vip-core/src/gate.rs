@@ -233,6 +233,12 @@ impl LeaseGate {
         self
     }
 
+    /// This node.
+    #[must_use]
+    pub const fn me(&self) -> NodeId {
+        self.me
+    }
+
     /// The figures it works with.
     #[must_use]
     pub const fn timing(&self) -> &LeaseTiming {
@@ -250,7 +256,8 @@ impl LeaseGate {
     /// This node is about to acknowledge an append of `leader`. To be called before the answer goes out.
     ///
     /// Returns whether it may: where the vote has moved on since openraft took the append, the leader must not count
-    /// this node, whose promise would come too late.
+    /// this node, whose promise would come too late. And not only that: openraft takes a node's vote for itself for
+    /// durable at once, and with it the entries that were handed to the disk before, which may not be.
     #[must_use]
     pub fn append_acknowledged(&mut self, leader: Leadership, now: BootInstant) -> bool {
         let moved_on = self.vote.leadership > leader && holds(Rule::AcknowledgeInOrder);
@@ -268,6 +275,9 @@ impl LeaseGate {
     pub fn check_vote(&self, request: VoteRequest, now: BootInstant) -> Result<(), Shut> {
         self.check_restart(now)?;
         self.check_used(now)?;
+        if now < self.queued_until {
+            return Err(Shut::Queued { remaining: self.queued_until.saturating_duration_since(now) });
+        }
         if let Some((leader, _)) = self.acknowledged {
             // A transfer is a leader's own word that it holds nothing any more. It ends that leader's lease and no
             // other's: a transfer vote that was under way while another leader was elected must not pass, and two
@@ -327,7 +337,7 @@ impl LeaseGate {
         let promise = self.acknowledged.filter(|_| holds(Rule::CandidatePromise));
         let granted = promise.map_or(BootInstant::ZERO, |(_, at)| at + self.timing.voter_lease());
         let used = self.used.filter(|_| holds(Rule::Used)).map_or(BootInstant::ZERO, |sent| sent + self.timing.lease);
-        self.silent_until.max(granted).max(used).max(self.queued_until)
+        self.silent_until.max(granted).max(used)
     }
 
     /// A vote is about to be written: whatever rested on an older one ends now.
@@ -546,9 +556,6 @@ impl LeaseGate {
             if now < until {
                 return Err(Shut::LeaseUsed { remaining: until.saturating_duration_since(now) });
             }
-        }
-        if now < self.queued_until {
-            return Err(Shut::Queued { remaining: self.queued_until.saturating_duration_since(now) });
         }
         Ok(())
     }

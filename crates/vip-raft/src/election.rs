@@ -100,6 +100,11 @@ fn next_wait(core: &Core, timing: &ElectionTiming) -> Duration {
         return IDLE;
     }
     let prospects = core.lease.prospects();
+    if prospects.standing {
+        // Standing again would throw away what the others answer. On a disk that stands still that is for the others to
+        // see, who stand themselves before long.
+        return IDLE;
+    }
     let at = stand_at(timing, rank(&voters, core.leader(), me), core.lease.eligible(), prospects);
     // While appends come in, the time moves on; looking again when it is reached is soon enough.
     at.saturating_duration_since(core.lease.now())
@@ -136,7 +141,7 @@ mod tests {
     #[test]
     fn the_preferred_node_stands_at_once_and_the_others_give_it_time() {
         let timing = ElectionTiming::for_lease(Duration::from_millis(500));
-        let open = Prospects { open_from: at(1000), voted_at: None, encouraged_at: None };
+        let open = Prospects { open_from: at(1000), voted_at: None, encouraged_at: None, standing: false };
         assert_eq!(stand_at(&timing, 0, true, open), at(1000));
         assert_eq!(stand_at(&timing, 1, true, open), at(1025));
         assert_eq!(stand_at(&timing, 0, false, open), at(1500));

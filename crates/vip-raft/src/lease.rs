@@ -63,6 +63,8 @@ struct Inner {
     encouraged_at: Option<BootInstant>,
     /// For whom the newest vote is that became durable in this process.
     durable_vote: Option<Leadership>,
+    /// This node's newest candidacy; its vote for itself may be on its way to the disk.
+    candidacy: Option<Leadership>,
     /// The newest deadline in the kernel.
     deadline: Option<(Leadership, BootInstant)>,
 }
@@ -76,6 +78,8 @@ pub(crate) struct Prospects {
     pub(crate) voted_at: Option<BootInstant>,
     /// When it last said that it would.
     pub(crate) encouraged_at: Option<BootInstant>,
+    /// It stands already, and its vote for itself is on its way to the disk.
+    pub(crate) standing: bool,
 }
 
 /// The gate with its mutex. Shared by the votes' handlers, the peers' network, the store and the renewing thread.
@@ -107,6 +111,7 @@ impl Lease {
             voted_at: None,
             encouraged_at: None,
             durable_vote: None,
+            candidacy: None,
             deadline: None,
         };
         let (changed, _) = watch::channel(());
@@ -201,6 +206,7 @@ impl Lease {
 
     pub(crate) fn set_voters(&self, voters: Vec<BTreeSet<NodeId>>) {
         self.lock().voters = voters;
+        self.want_renewal();
     }
 
     pub(crate) fn voters(&self) -> Vec<BTreeSet<NodeId>> {
@@ -230,7 +236,7 @@ impl Lease {
     }
 
     /// Waits until the votes of others for this node's candidacy `leadership` count: its own vote is durable, and no older
-    /// lease can run (R4). For ever, if the store failed.
+    /// lease can run (R4). If the store failed, until openraft stops waiting.
     pub(crate) async fn votes_count(&self, leadership: Leadership) {
         let mut changed = self.changed();
         while self.lock().durable_vote < Some(leadership) {
@@ -330,6 +336,7 @@ impl Lease {
             open_from: inner.gate.campaign_from(),
             voted_at: inner.voted_at,
             encouraged_at: inner.encouraged_at,
+            standing: inner.durable_vote < inner.candidacy,
         }
     }
 
@@ -402,6 +409,9 @@ impl VoteWitness for LateWitness {
         inner.gate.vote_changing(vote);
         if !vote.committed {
             inner.voted_at = Some((lease.clock)());
+            if vote.leadership.node == inner.gate.me() {
+                inner.candidacy = Some(vote.leadership);
+            }
         }
     }
 
@@ -410,6 +420,10 @@ impl VoteWitness for LateWitness {
         let vote = held_vote(vote);
         let mut inner = lease.lock();
         inner.gate.vote_saved(vote);
+        if !vote.committed {
+            // The answers that waited for it count from now on: whoever stands, stands for a while.
+            inner.voted_at = Some((lease.clock)());
+        }
         inner.durable_vote = inner.durable_vote.max(Some(vote.leadership));
         drop(inner);
         lease.changed.send_replace(());

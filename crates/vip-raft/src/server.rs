@@ -54,11 +54,12 @@ impl PeerServer {
     }
 
     /// The candidate's lease ran out a moment before this voter's, which took the last append a moment later: letting it
-    /// wait here is faster than having it ask again.
+    /// wait here is faster than having it ask again. Who takes over by a transfer asks once only, so it waits for what this
+    /// node has queued.
     async fn wait_at_the_gate(&self, asked: gate::VoteRequest) {
         const PATIENCE: Duration = Duration::from_millis(15);
         if let Err(shut) = self.core.lease.check_vote(asked)
-            && shut.remaining() <= PATIENCE
+            && (shut.remaining() <= PATIENCE || matches!(shut, gate::Shut::Queued { .. }))
         {
             tokio::time::sleep(shut.remaining()).await;
         }

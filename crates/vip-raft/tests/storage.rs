@@ -385,6 +385,43 @@ async fn the_witness_hears_of_a_vote_before_and_after() {
     assert_eq!(log.get_log_reader().await.read_vote().await.unwrap(), Some(vote));
 }
 
+/// Holds every vote up after it is written.
+struct Hurdle(Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl VoteWitness for Hurdle {
+    fn vote_changing(&self, _: &Vote) {}
+    fn vote_saved(&self, _: &Vote) {
+        self.0.lock().unwrap().recv().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn only_a_vote_for_itself_is_not_waited_for_and_that_not_at_first() {
+    const SOON: Duration = Duration::from_millis(300);
+    let dir = tempfile::tempdir().unwrap();
+    let (go_on, hurdle) = std::sync::mpsc::channel();
+    let hooks = Hooks { votes: Arc::new(Hurdle(Mutex::new(hurdle))), ..hooks() };
+    let (mut log, machine, closing) = Store::open(dir.path(), name("test"), NodeId(1), hooks).unwrap().into_parts();
+    for (vote, waits) in [
+        (Vote::new(1, 1), true),
+        (Vote::new(2, 2), true),
+        (Vote::new_committed(2, 2), false),
+        (Vote::new(3, 1), false),
+        (Vote::new_committed(4, 3), true),
+    ] {
+        let mut saving = Box::pin(log.save_vote(&vote));
+        let answered = tokio::time::timeout(SOON, &mut saving).await;
+        assert_eq!(answered.is_err(), waits, "{vote}");
+        go_on.send(()).unwrap();
+        if waits {
+            saving.await.unwrap();
+        }
+    }
+    drop((log, machine));
+    closing.wait().await;
+    assert_eq!(open(dir.path()).unwrap().vote(), Some(Vote::new_committed(4, 3)));
+}
+
 #[tokio::test]
 async fn applying_publishes_once_in_a_batch() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vip_core::gate::VoteRequest;
+use vip_core::gate::{Shut, VoteRequest};
 use vip_core::{BootInstant, Command, Leadership, NodeId, NotArmed, Outcome, Reign};
 
 use crate::driver::Notice;
@@ -98,7 +98,7 @@ impl World {
         let now = self.local(node);
         let Some(asked) = Self::asked(&message) else { return };
         match self.process(node).gate.check_vote(asked, now) {
-            Err(shut) if shut.remaining() <= GATE_PATIENCE => {
+            Err(shut) if shut.remaining() <= GATE_PATIENCE || matches!(shut, Shut::Queued { .. }) => {
                 self.at_local(node, now + shut.remaining(), Step::Vote(Box::new(message), false));
             }
             Err(_) | Ok(()) => self.vote_goes_on(node, message, false),
@@ -241,6 +241,7 @@ impl World {
     }
 
     pub(crate) fn disk_done(&mut self, node: usize) {
+        let now = self.local(node);
         let host = &mut self.nodes[node];
         let Some(process) = host.process.as_mut() else { return };
         let votes = process.store.finish_commit(&mut host.disk);
@@ -253,6 +254,7 @@ impl World {
         }
         if process.raft.standing.is_some_and(|ticket| process.store.is_durable(ticket)) {
             process.raft.standing = None;
+            process.voted_at = Some(now);
             process.raft.queue.extend(process.raft.early.drain(..));
         }
         let store = &process.store;
@@ -514,7 +516,7 @@ impl World {
         let rank_delay = (lease / 20).clamp(Duration::from_millis(8), Duration::from_millis(25));
         let patience = (lease / 4).clamp(Duration::from_millis(40), Duration::from_millis(250));
         let process = self.nodes[node].process.as_ref()?;
-        if process.raft.leader.is_some() || process.ending {
+        if process.raft.leader.is_some() || process.ending || process.raft.standing.is_some() {
             return None;
         }
         let me = self.nodes[node].id;

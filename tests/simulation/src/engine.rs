@@ -133,12 +133,16 @@ impl World {
         }
         let held = process.raft.vote;
         let won = held.leadership == vote.leadership && !held.committed && vote.committed;
-        let stands = vote.leadership.node == me && !vote.committed;
+        let stands = vote.leadership.node == me && !vote.committed && held != HeldVote::default();
         process.raft.vote = vote;
         process.store.write(Job::Vote(vote, durable && !won));
         if durable && stands {
-            // The others are asked meanwhile; what they answer has to wait.
+            // The others are asked meanwhile; what they answer has to wait. openraft takes all that was written before for
+            // durable, too (`Notification::LocalIO`), and answers; the gate stands before that.
             process.raft.standing = Some(process.store.ticket());
+            for (ticket, ..) in &mut process.acknowledging {
+                *ticket = 0;
+            }
         } else if durable && !won {
             process.raft.blocked = Some(process.store.ticket());
         } else if !durable {
@@ -146,6 +150,7 @@ impl World {
         }
         self.trace.line(self.now, || format!("n{} vote {vote:?}", node + 1));
         self.start_disk(node);
+        self.acknowledge(node);
     }
 
     /// The checks of `handle_vote_req` and `handle_pre_vote_req` before the vote itself.

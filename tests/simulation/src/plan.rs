@@ -134,7 +134,7 @@ impl Plan {
         let timing = LeaseTiming {
             lease,
             clock_drift_ppm: dice.pick(&[1000, 1000, 20_000, 100_000]),
-            queue_time: Duration::from_millis(dice.pick(&[5, 5, 1, 10])),
+            queue_time: Duration::from_millis(dice.pick(&[5, 20, 1, 10])),
         };
         let unit = lease_ms * MS;
         let end = unit * dice.between(10, 24);

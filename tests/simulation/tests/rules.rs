@@ -51,7 +51,7 @@ fn assert_missed(without: &[Omission], says: &[&str]) {
     assert_missed_from(0, without, says);
 }
 
-/// For what chance finds once in tens of thousands of runs: `from` is shortly before that.
+/// For what chance finds once in thousands of runs: `from` is shortly before that.
 #[track_caller]
 fn assert_missed_from(from: u64, without: &[Omission], says: &[&str]) {
     let names: Vec<_> = without.iter().map(ToString::to_string).collect();
@@ -88,12 +88,6 @@ fn r1_quorum() {
 #[test]
 fn r2_durable_votes() {
     assert_missed(&[model(Part::DurableVote)], &["log", "n1", "n2", "n3", "n4", "n5", "one lease"]);
-}
-
-/// A leader without a vote of its own on disk, restarted, follows another as if it had never been elected.
-#[test]
-fn r2_the_own_vote_first() {
-    assert_missed_from(57_400, &[model(Part::OwnVoteFirst)], &["log"]);
 }
 
 /// R2's other half, that an entry of the own leadership is applied first, is masked by the base epoch of an `Assign`
@@ -138,9 +132,15 @@ fn r4_exempt_by_the_last_with_openrafts_check_of_the_vote() {
     assert_missed(&[core(Rule::ExemptByLastOnly), model(Part::TransferOfPresentVote)], &TOKEN);
 }
 
+/// openraft would answer for entries of the old leader that are not durable yet.
+#[test]
+fn r4_no_acknowledgement_once_the_vote_has_moved_on() {
+    assert_missed(&[core(Rule::AcknowledgeInOrder)], &TOKEN);
+}
+
 #[test]
 fn votes_and_appends_do_not_overtake_each_other() {
-    assert_missed(&[model(Part::VoteAlone)], &LEASE);
+    assert_missed_from(14_400, &[model(Part::VoteAlone)], &LEASE);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn r6_frames_of_the_leader_before_have_left() {
 /// The leader that gave up is asked for its vote by one that it never led, and has not asked.
 #[test]
 fn r6_who_gave_up_does_not_vote_before() {
-    assert_missed_from(31_600, &[core(Rule::ReleasedQueue)], &LEASE);
+    assert_missed_from(4_600, &[core(Rule::ReleasedQueue)], &LEASE);
 }
 
 #[test]

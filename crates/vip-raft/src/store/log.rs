@@ -141,22 +141,27 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // That the candidate of a durable vote won promises nothing new: no vote lies between the two, so after a crash
         // the older one refuses all that the newer one would. It rides on the next commit, which is that of the leader's
         // first entry, and saves a takeover one fsync on each node.
-        let won = {
+        let (won, first) = {
             let mut log = self.shared.log();
             let won =
                 log.vote.is_some_and(|held| held.leader_id == vote.leader_id && !held.committed && vote.committed);
             if won {
                 log.set_vote(*vote);
             }
-            won
+            (won, log.vote.is_none())
         };
         if won {
             return self.writer.send(Job::Vote { vote: *vote, awaited: false, done: None }).await;
         }
         // A node's vote for itself is written while the others are asked for theirs, which saves a takeover another
         // fsync. It counts no sooner: what the others answer reaches openraft when it is durable (`PeerClient::vote`). A
-        // lone voter has nobody to ask; its first entry waits in the writer's queue behind its vote.
-        if !vote.committed && vote.leader_id.node_id == self.me.0 {
+        // lone voter has nobody to ask; that it won is awaited below, and so is this. The first vote of all is awaited,
+        // since it goes with the entry that forms the cluster: others who know of that must not be alone with it.
+        //
+        // openraft takes the vote for durable, and with it all that it handed over before, entries of the leader before
+        // among them. What it says of those is held back by the gate (`LeaseGate::append_acknowledged`), which knows the
+        // newer vote since `vote_changing`.
+        if !vote.committed && vote.leader_id.node_id == self.me.0 && !first {
             return self.writer.send(Job::Vote { vote: *vote, awaited: true, done: None }).await;
         }
         self.writer.write(|done| Job::Vote { vote: *vote, awaited: true, done: Some(done) }).await

@@ -123,14 +123,14 @@ impl Ledger {
     fn may_vote(&self, request: VoteRequest) -> bool {
         let by_leader = |leader: Leadership| request.by_transfer_of == Some(leader);
         self.own_lease_is_over()
+            && self.now >= self.queued_until
             && self
                 .acknowledged
                 .is_none_or(|(leader, since)| self.now >= since + drifting().voter_lease() || by_leader(leader))
     }
 
     fn own_lease_is_over(&self) -> bool {
-        self.now >= self.silent_until.max(self.queued_until)
-            && self.armed.is_none_or(|(sent, _)| self.now >= sent + drifting().lease)
+        self.now >= self.silent_until && self.armed.is_none_or(|(sent, _)| self.now >= sent + drifting().lease)
     }
 
     /// S, found by trying every send time: the newest by which a majority of each configuration had been asked.
