@@ -98,6 +98,9 @@ fn owner_mute(trial: &mut Trial<'_>) -> anyhow::Result<End> {
 fn owner_deaf(trial: &mut Trial<'_>) -> anyhow::Result<End> {
     let (owner, others) = (trial.owner, trial.others());
     trial.network().cut(&others, &[owner])?;
+    // Its heartbeats go on until its own lease is over, and what the others granted it by the last one must be over, too,
+    // before they elect: healed any sooner, it may be leader again.
+    std::thread::sleep(trial.lease() * 2);
     gives_way(trial, owner)
 }
 
