@@ -383,7 +383,7 @@ impl LeaseGate {
     }
 
     /// R4: from when on this candidate may count the votes of others. It is not elected before, so nobody hears of a new
-    /// owner while an older one may answer.
+    /// owner while the lease of an older one runs.
     #[must_use]
     pub const fn votes_count_from(&self) -> BootInstant {
         self.votes_count_from
