@@ -110,7 +110,8 @@ impl StoreFiles {
     }
 
     /// Damages a file as `recipe` says and opens it. What was committed must be there, or the file be refused: only the
-    /// newest commit may be missing, and only where the file was not closed.
+    /// newest commit may be missing, and only where the file was not closed. A header whose write was lost is that of an
+    /// older file, which may miss its own newest commit; but what is there is always what some commit left.
     ///
     /// # Panics
     ///
@@ -120,27 +121,29 @@ impl StoreFiles {
         let newest = self.files.len() - 1 - usize::from(which % 4).min(self.files.len() - 1);
         let closed = newest + 1 == self.files.len();
         let mut bytes = self.files[newest].0.clone();
+        let mut header = newest;
         for step in steps.chunks_exact(4) {
-            self.step(&mut bytes, newest, [step[0], step[1], step[2], step[3]]);
+            header = header.min(self.step(&mut bytes, newest, [step[0], step[1], step[2], step[3]]));
         }
+        let oldest = if header == newest && closed { newest } else { header.saturating_sub(1) };
         match self.opened(&bytes) {
-            Ok(holds) if holds == self.files[newest].1 => {}
             Ok(holds) => {
-                let before = if closed { None } else { newest.checked_sub(1).map(|before| &self.files[before].1) };
-                assert_eq!(Some(&holds), before, "the store opened with something else in it");
+                let committed = self.files[oldest..=newest].iter().any(|(_, then)| *then == holds);
+                assert!(committed, "the store opened with something else in it than files {oldest} to {newest}: {holds}");
             }
             Err(OpenError::Corrupt { .. }) => {}
             Err(other) => panic!("a damaged file is refused as something else: {other}"),
         }
     }
 
-    /// Byte 0 says what, bytes 1 and 2 where, byte 3 is the value.
-    fn step(&self, bytes: &mut Vec<u8>, newest: usize, [what, high, low, value]: [u8; 4]) {
+    /// Byte 0 says what, bytes 1 and 2 where, byte 3 is the value. Returns of which file the header is now: of an older one
+    /// when the write of the first page was lost.
+    fn step(&self, bytes: &mut Vec<u8>, newest: usize, [what, high, low, value]: [u8; 4]) -> usize {
         const PAGE: usize = 4096;
         let at = usize::from(high) << 8 | usize::from(low);
         let at = self.lively[at * self.lively.len() / 0x1_0000];
         if at >= bytes.len() {
-            return;
+            return newest;
         }
         let page = at / PAGE * PAGE..(at / PAGE * PAGE + PAGE).min(bytes.len());
         match what % 6 {
@@ -148,9 +151,13 @@ impl StoreFiles {
             1 => bytes[at] = value,
             // A write that never came: the page as it was a few commits ago.
             2 => {
-                let old = &self.files[newest.saturating_sub(1 + usize::from(value % 4))].0;
+                let older = newest.saturating_sub(1 + usize::from(value % 4));
+                let old = &self.files[older].0;
                 if let (Some(old), Some(now)) = (old.get(page.clone()), bytes.get_mut(page)) {
                     now.copy_from_slice(old);
+                    if at < PAGE {
+                        return older;
+                    }
                 }
             }
             // A write that went to another place.
@@ -168,6 +175,7 @@ impl StoreFiles {
             }
             _ => bytes.truncate(at.max(bytes.len() * usize::from(value) / 256)),
         }
+        newest
     }
 
     fn opened(&self, bytes: &[u8]) -> Result<String, OpenError> {
