@@ -19,6 +19,7 @@ mod network;
 pub mod node;
 mod peer;
 mod server;
+mod socket;
 pub mod store;
 pub mod types;
 
@@ -27,4 +28,5 @@ pub use forming::Formation;
 pub use lease::{Clock, Lease, LeaseSink, PeerState};
 pub use node::{NodeConfig, PeerStatus, RaftHandle, RaftNode, RaftStatus, RequestError, StartError};
 pub use peer::PROTOCOL;
+pub use socket::repeat_within;
 pub use store::Applied;

@@ -16,6 +16,7 @@ use vip_core::NodeId;
 use crate::convert::{self, from_json, proto, required, to_json};
 use crate::lease::Lease;
 use crate::peer::{Envelope, Identity};
+use crate::socket;
 use crate::store::Applied;
 use crate::types::{self, PeerNode, TypeConfig, leadership_of};
 use proto::raft_service_client::RaftServiceClient;
@@ -79,7 +80,7 @@ impl Peers {
         {
             return Ok(Arc::clone(link));
         }
-        let link = Arc::new(Link::new(address)?);
+        let link = Arc::new(Link::new(address, self.identity.timing.lease)?);
         links.insert(peer, Arc::clone(&link));
         Ok(link)
     }
@@ -110,7 +111,7 @@ impl Peers {
         let answer = tokio::time::timeout(deadline, call(client, Request::new(request))).await;
         let response = match answer {
             Err(_) => {
-                lane.went_silent(generation, address)?;
+                lane.went_silent(generation, address, self.identity.timing.lease)?;
                 return Err(Status::unavailable(format!("no answer from {address} within {deadline:?}")));
             }
             Ok(Err(status)) => {
@@ -158,10 +159,10 @@ impl Peers {
 
 impl Link {
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-    fn new(address: &str) -> Result<Self, Status> {
+    fn new(address: &str, lease: Duration) -> Result<Self, Status> {
         let lane = || {
             Ok::<_, Status>(LaneChannel {
-                channel: Mutex::new(connect(address)?),
+                channel: Mutex::new(connect(address, lease)?),
                 generation: AtomicU64::new(0),
                 silent: AtomicU32::new(0),
             })
@@ -185,7 +186,7 @@ impl LaneChannel {
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-    fn went_silent(&self, generation: u64, address: &str) -> Result<(), Status> {
+    fn went_silent(&self, generation: u64, address: &str, lease: Duration) -> Result<(), Status> {
         if self.generation.load(Ordering::Relaxed) != generation {
             // Of a connection that is given up already.
             return Ok(());
@@ -195,7 +196,7 @@ impl LaneChannel {
         }
         let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         if self.generation.load(Ordering::Relaxed) == generation {
-            *channel = connect(address)?;
+            *channel = connect(address, lease)?;
             self.generation.fetch_add(1, Ordering::Relaxed);
             self.spoke();
         }
@@ -205,17 +206,17 @@ impl LaneChannel {
 
 /// A connection that is made when it is first used, and again when it broke.
 #[allow(clippy::result_large_err, reason = "tonic's own error type")]
-fn connect(address: &str) -> Result<Channel, Status> {
+fn connect(address: &str, lease: Duration) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(format!("{address} is no peer address: {error}")))?;
     Ok(endpoint
-        .tcp_nodelay(true)
-        .connect_timeout(Duration::from_millis(250))
+        // TCP repeats a lost first frame after a second; it is better to begin anew.
+        .connect_timeout((lease / 4).clamp(Duration::from_millis(100), Duration::from_millis(250)))
         // A peer that vanished without a word is noticed, and its connection freed, even where nothing is being sent.
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
-        .connect_lazy())
+        .connect_with_connector_lazy(tower::service_fn(move |uri| socket::connect(uri, lease))))
 }
 
 /// Makes openraft's clients; the connections behind them are shared.

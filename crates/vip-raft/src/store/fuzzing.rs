@@ -129,7 +129,10 @@ impl StoreFiles {
         match self.opened(&bytes) {
             Ok(holds) => {
                 let committed = self.files[oldest..=newest].iter().any(|(_, then)| *then == holds);
-                assert!(committed, "the store opened with something else in it than files {oldest} to {newest}: {holds}");
+                assert!(
+                    committed,
+                    "the store opened with something else in it than files {oldest} to {newest}: {holds}"
+                );
             }
             Err(OpenError::Corrupt { .. }) => {}
             Err(other) => panic!("a damaged file is refused as something else: {other}"),
