@@ -6,7 +6,6 @@
 pub mod cluster;
 pub mod daemon;
 pub mod disk;
-pub mod load;
 pub mod programs;
 pub mod repository;
 pub mod trace;

@@ -198,7 +198,7 @@ impl Bench<'_> {
         let mut costs = Vec::new();
         for &manager in &self.plan.managers {
             let lab = self.lab(manager, STEADY_VIPS)?;
-            let record = run_steady(&lab, self.plan.steady, PACE.settle)?;
+            let record = run_steady(&lab, self.plan.steady, PACE.settle, &mut |_, _| ())?;
             self.reporter().json_line(&record)?;
             let cost = cost_of(&record);
             print(&format!(

@@ -24,6 +24,7 @@ pub mod interrupt;
 pub mod judge;
 pub mod keepalived;
 pub mod lab;
+pub mod load;
 pub mod manager;
 pub mod netns;
 pub mod node;

@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vip_lab::bench::{BenchPlan, BenchReport, FAULTS, Part, markdown, run_bench};
 use vip_lab::demo::run_demo;
+use vip_lab::load::BusyLoops;
 use vip_lab::observe::observe;
 use vip_lab::report::{Reporter, Summary, TrialRecord, print};
 use vip_lab::scenario::{Fault, run_trial};
@@ -98,6 +99,9 @@ struct RunArgs {
     /// How long `steady` watches
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Endless loops beside `steady`, for each processor
+    #[arg(long, default_value_t = 0)]
+    busy_loops: usize,
     /// How long every daemon must have been up before a fault, in milliseconds
     #[arg(long, default_value_t = 2000)]
     settle_ms: u64,
@@ -154,7 +158,7 @@ enum Scenario {
     Mute,
     Upstream,
     Reboot,
-    /// No fault: processor time, memory, changes of owner
+    /// No fault: processor time, memory, changes of owner; fails when there are any
     Steady,
     /// Every fault, one after the other
     All,
@@ -263,7 +267,16 @@ fn run(args: &RunArgs) -> Result<bool> {
 }
 
 fn steady(lab: &Lab, args: &RunArgs, settle: Duration, reporter: &mut Reporter) -> Result<bool> {
-    let record = run_steady(lab, Duration::from_secs(args.seconds), settle)?;
+    let load = BusyLoops::start(args.busy_loops)?;
+    let record = run_steady(lab, Duration::from_secs(args.seconds), settle, &mut |elapsed, so_far| {
+        print(&format!(
+            "{:.0} s so far: {} changes of owner, overlap {:.1} ms",
+            elapsed.as_secs_f64(),
+            so_far.owner_changes,
+            so_far.overlap_ms
+        ));
+    })?;
+    drop(load);
     for node in &record.nodes {
         let role = if node.owner { "owner" } else { "" };
         print(&format!("{:4} {role:6} {:6.2} % of one CPU  {:6.1} MiB", node.node, node.cpu_percent, node.rss_mib));
@@ -278,7 +291,7 @@ fn steady(lab: &Lab, args: &RunArgs, settle: Duration, reporter: &mut Reporter) 
         record.prober_pause_ms,
     ));
     reporter.json_line(&record)?;
-    Ok(record.overlap_ms == 0.0)
+    Ok(record.overlap_ms == 0.0 && record.owner_changes == 0)
 }
 
 fn bench(args: &BenchArgs) -> Result<bool> {

@@ -18,6 +18,7 @@ use crate::topology::HostId;
 const CHUNK: Duration = Duration::from_secs(5);
 /// What is judged again with the next chunk, so that nothing hides at the seam.
 const SEAM: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What the daemon of one node costs, with its children.
 #[derive(Debug, Clone, Serialize)]
@@ -57,11 +58,16 @@ pub struct SteadyRecord {
     pub nodes: Vec<NodeCost>,
 }
 
-/// Watches a lab that is left alone for `time`.
+/// Watches a lab that is left alone for `time`, and tells each minute what it saw so far.
 ///
 /// # Errors
 /// When the lab does not become stable, a daemon ends, or at an interrupt.
-pub fn run_steady(lab: &Lab, time: Duration, settle: Duration) -> Result<SteadyRecord> {
+pub fn run_steady(
+    lab: &Lab,
+    time: Duration,
+    settle: Duration,
+    tell: &mut dyn FnMut(Duration, &SteadyRecord),
+) -> Result<SteadyRecord> {
     let holders = lab.wait_stable(settle, Duration::from_secs(40))?;
     let observer = lab.observe();
     let mut holder_of: HashMap<IpAddr, HostId> = lab.vips().iter().copied().zip(holders).collect();
@@ -79,6 +85,7 @@ pub fn run_steady(lab: &Lab, time: Duration, settle: Duration) -> Result<SteadyR
     let before: Vec<Usage> = lab.nodes().iter().map(Node::usage).collect::<Result<_>>()?;
     let started = Stamp::now();
     let mut from = started;
+    let mut told = started;
     while from < started + time {
         let to = (from + CHUNK).min(started + time);
         interrupt::sleep(to.since(Stamp::now()) + Duration::from_millis(20))?;
@@ -95,6 +102,10 @@ pub fn run_steady(lab: &Lab, time: Duration, settle: Duration) -> Result<SteadyR
         }
         observer.forget(to - SEAM * 2);
         from = to;
+        if from.since(told) >= MINUTE && from < started + time {
+            told = from;
+            tell(from.since(started), &record);
+        }
     }
     let elapsed = Stamp::now().since(started).as_secs_f64();
     for (node, before) in lab.nodes().iter().zip(before) {

@@ -44,7 +44,7 @@ fn a_manager_that_keeps_the_promise_passes() -> TestResult {
         assert!((0.0..3000.0).contains(&takeover), "{fault}: taken over after {takeover} ms");
     }
     assert!(trial(&lab, Fault::Reboot)?.passed());
-    let steady = run_steady(&lab, Duration::from_secs(7), SETTLE)?;
+    let steady = run_steady(&lab, Duration::from_secs(7), SETTLE, &mut |_, _| ())?;
     assert_eq!((steady.owner_changes, steady.overlap_ms), (0, 0.0));
     assert!(steady.nodes.iter().filter(|node| node.owner).count() == 1);
     assert!(steady.nodes.iter().all(|node| node.rss_mib > 0.1), "{steady:?}");
@@ -94,7 +94,7 @@ fn keepalived_is_a_manager_like_others() -> TestResult {
     assert!(kill.recovered && kill.overlap_until_healed, "the addresses of a killed keepalived stay: {kill:?}");
     let freeze = trial(&lab, Fault::Freeze)?;
     assert!(freeze.overlap_until_healed, "the child was not frozen, or the kernel does not answer: {freeze:?}");
-    let steady = run_steady(&lab, Duration::from_secs(2), SETTLE)?;
+    let steady = run_steady(&lab, Duration::from_secs(2), SETTLE, &mut |_, _| ())?;
     assert!(steady.nodes.iter().all(|node| node.rss_mib > node.pss_mib), "two processes that share: {steady:?}");
     Ok(())
 }

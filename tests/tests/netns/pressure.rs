@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use vip_lab::load::BusyLoops;
 use vip_lab::{HostId, Profile};
 use vip_tests::TestResult;
-use vip_tests::load::BusyLoops;
 
 use crate::campaign::{Group, Stage, run};
 use crate::trial::{Case, End, Trial};
