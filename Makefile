@@ -129,6 +129,12 @@ bench-compose: deps build ## Measure vipd in containers (TRIALS=30) for docs/ben
 	docker/lab down
 
 SECONDS ?= 60
+PROFILE ?= default
+
+.PHONY: steady
+steady: SECONDS := 1800
+steady: deps build ## Half an hour (SECONDS=1800) of PROFILE=default|fast beside two endless loops a processor: no owner may change; needs root
+	target/release/vip-lab run steady --profile $(PROFILE) --vips 10 --seconds $(SECONDS) --busy-loops 2
 
 .PHONY: soak
 soak: ## Simulate on all cores for SECONDS (60), with seeds never tried
