@@ -165,8 +165,10 @@ pub struct LeaseGate {
     fence_slack: Duration,
     /// R3: until then this process votes for nobody and does not stand.
     silent_until: BootInstant,
-    /// The durable vote.
+    /// The vote: for whom, as of the newest change, and whether that one is known to have won by it.
     vote: HeldVote,
+    /// For whom the newest vote is that became durable in this process.
+    durable: Option<Leadership>,
     /// The newest append acknowledged to another leader, by this node's clock.
     acknowledged: Option<(Leadership, BootInstant)>,
     /// When the newest append that each peer acknowledged was sent; only for the leadership `vote`.
@@ -210,6 +212,7 @@ impl LeaseGate {
             silent_until: if exempt { BootInstant::ZERO } else { now + timing.voter_lease() },
             // A leadership of an earlier process is over: what it held was dropped at start.
             vote: HeldVote { committed: vote.committed && (vote.leadership.node != me || restored), ..vote },
+            durable: None,
             acknowledged: None,
             sent: BTreeMap::new(),
             used: None,
@@ -245,7 +248,7 @@ impl LeaseGate {
         &self.timing
     }
 
-    /// The leadership of this node that is won and durable, if it is the current one.
+    /// The leadership of this node that is won by a durable vote, if it is the current one.
     #[must_use]
     pub fn leading(&self) -> Option<Leadership> {
         (self.vote.committed && self.vote.leadership.node == self.me).then_some(self.vote.leadership)
@@ -343,6 +346,10 @@ impl LeaseGate {
     /// A vote is about to be written: whatever rested on an older one ends now.
     pub fn vote_changing(&mut self, vote: HeldVote) {
         if vote.leadership == self.vote.leadership {
+            // That it won promises nothing which its durable vote does not. A leader that waited until this is durable,
+            // too, would keep its followers from electing another while its own disk stands still.
+            let won = vote.committed && self.durable == Some(vote.leadership);
+            self.vote.committed |= won && holds(Rule::WonByDurableVote);
             return;
         }
         // A granted vote or an own candidacy voids all older leases. What is armed in the kernel runs on to its
@@ -366,8 +373,11 @@ impl LeaseGate {
         self.candidacy_by_transfer =
             from.filter(|_| from == last || !holds(Rule::ExemptByLastOnly)).map(|from| (vote.leadership, from));
         // Asked to stand by a leader that gave up: what that one sent before may still be queued.
+        let anyone = holds(Rule::QueueOfAnyone);
         let queued = match from {
-            Some(_) if holds(Rule::TransferQueue) => self.transfer_at + self.timing.queue_empties(),
+            Some(_) if holds(Rule::TransferQueue) && (anyone || from == last) => {
+                self.transfer_at + self.timing.queue_empties()
+            }
             Some(_) | None => BootInstant::ZERO,
         };
         // Not asked, or not by the one whose append it acknowledged last: that one's lease may still run. It acknowledges
@@ -401,6 +411,7 @@ impl LeaseGate {
             return;
         }
         self.vote = vote;
+        self.durable = Some(vote.leadership);
     }
 
     // ---- as a leader ----

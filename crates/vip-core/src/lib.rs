@@ -11,6 +11,7 @@ pub mod agent;
 pub mod cluster;
 pub mod gate;
 pub mod ids;
+pub mod kill_point;
 pub mod rules;
 pub mod spec;
 pub mod time;
@@ -19,5 +20,6 @@ pub use agent::{Action, Agent, AgentConfig, HolderState, Holding, Input, Reign, 
 pub use cluster::{Assignment, Claim, Cluster, Command, LeaseKind, Outcome, Refusal, VipRecord};
 pub use gate::{HeldVote, LeaseGate, LeaseTiming, NotArmed, Shut, VoteRequest};
 pub use ids::{ClusterName, Epoch, Leadership, NameError, NodeId, VipName};
+pub use kill_point::KillPoint;
 pub use spec::{InterfaceSelector, Placement, SpecError, VipSpec};
 pub use time::BootInstant;

@@ -21,6 +21,8 @@ pub enum Rule {
     OwnEntryApplied,
     /// R2: an assignment is acquired only in the leadership that decided it.
     OwnAssignment,
+    /// R2: who won by a vote that is durable leads, also before it is durable that it won.
+    WonByDurableVote,
     /// R3: a restarted node is silent.
     RestartSilence,
     /// R3: a leadership of an earlier process does not come back.
@@ -47,6 +49,8 @@ pub enum Rule {
     TransferAfterRelease,
     /// R6: who takes over by a transfer waits until the frames of the leader before have left.
     TransferQueue,
+    /// R6: also where it never followed the one who asked it.
+    QueueOfAnyone,
     /// R6: nor does who gave up vote before they have.
     ReleasedQueue,
     /// R6: a transfer vote passes only in the name of the leader acknowledged last.
@@ -86,15 +90,15 @@ mod removable {
     use super::Rule;
 
     thread_local! {
-        static TAKEN_OUT: Cell<u32> = const { Cell::new(0) };
+        static TAKEN_OUT: Cell<u64> = const { Cell::new(0) };
     }
 
     /// From here on exactly these rules are out of force in this thread.
     pub fn take_out(rules: &[Rule]) {
-        TAKEN_OUT.set(rules.iter().fold(0, |set, rule| set | 1 << *rule as u32));
+        TAKEN_OUT.set(rules.iter().fold(0, |set, rule| set | 1_u64 << *rule as u32));
     }
 
     pub(crate) fn holds(rule: Rule) -> bool {
-        TAKEN_OUT.get() & (1 << rule as u32) == 0
+        TAKEN_OUT.get() & (1_u64 << rule as u32) == 0
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use vip_core::gate::{HeldVote, LeaseGate, NotArmed, Shut, VoteRequest};
-use vip_core::{BootInstant, Leadership, NodeId};
+use vip_core::{BootInstant, KillPoint, Leadership, NodeId};
 
 use crate::store::VoteWitness;
 use crate::types;
@@ -157,6 +157,7 @@ impl Lease {
     /// From here on the lease of `leadership` may be armed: nothing of an older one is held.
     pub fn enable(&self, leadership: Leadership) {
         self.lock().gate.enable(leadership);
+        KillPoint::AcquireEnabled.reach();
         self.want_renewal();
     }
 

@@ -11,7 +11,7 @@ use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
-use vip_core::NodeId;
+use vip_core::{KillPoint, NodeId};
 
 use crate::convert::{self, from_json, proto, required, to_json};
 use crate::lease::Lease;
@@ -280,6 +280,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                 .await?;
             let response: types::AppendEntriesResponse = required(response.result, "result")?.into();
             if !matches!(response, types::AppendEntriesResponse::HigherVote(_)) {
+                KillPoint::AppendAnswered.reach();
                 peers.lease.append_answered(leadership, target, sent_at);
             }
             Ok::<_, Status>(response)
@@ -308,6 +309,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             .await
             .map_err(|status| rpc_error(&status))?;
         self.peers.lease.votes_count(leadership_of(&rpc.vote)).await;
+        if response.granted {
+            KillPoint::VoteCounted.reach();
+        }
         response.try_into().map_err(|status| rpc_error(&status))
     }
 
@@ -365,6 +369,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         if !self.peers.lease.may_transfer(leadership_of(req.from_leader())) {
             return Err(rpc_error(&Status::aborted("this leadership is not given up, or its lease may still run")));
         }
+        KillPoint::TransferAsked.reach();
         let request = proto::TransferLeaderRequest {
             sender: None,
             from_leader: Some(req.from_leader().into()),
@@ -379,6 +384,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             .await
             .map_err(|status| rpc_error(&status))?;
         if response.refusal.is_empty() {
+            KillPoint::TransferAnswered.reach();
             return Ok(Ok(()));
         }
         Err(rpc_error(&Status::aborted(response.refusal)))

@@ -608,6 +608,9 @@ fn raft_config(config: &NodeConfig) -> Result<Config, openraft::ConfigError> {
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         removed_leader_step_down: openraft::StepDownPolicy::Never,
+        // A follower whose disk lost what it had acknowledged is sent it again. Refused that, it would never catch up with
+        // this leader, and be no use to the next one; what it may do wrong by a vote that it lost, it does either way.
+        allow_log_reversion: Some(true),
         // A restarted node is back within a heartbeat or two.
         backoff: format!("{0}ms {0}ms {0}ms", ms(config.heartbeat).clamp(5, 100)),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(2000),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status};
-use vip_core::NodeId;
 use vip_core::gate;
+use vip_core::{KillPoint, NodeId};
 
 use crate::convert::{from_json, proto, required, to_json, vote_response};
 use crate::forming::Formation;
@@ -107,6 +107,7 @@ impl RaftService for PeerServer {
             return Err(Status::aborted("the vote has moved on since the append was taken"));
         }
         drop(order);
+        KillPoint::AppendAcknowledged.reach();
         Ok(self.sign(proto::AppendEntriesResponse { sender: None, result: Some(response.into()) }))
     }
 
@@ -124,6 +125,9 @@ impl RaftService for PeerServer {
             core.raft()?.vote(rpc).await.map_err(|error| fatal(&error))
         });
         let response = handling.await.map_err(|error| fatal(&error))??;
+        if response.vote_granted {
+            KillPoint::VoteGranted.reach();
+        }
         Ok(self.sign(vote_response(&response)))
     }
 
@@ -157,6 +161,7 @@ impl RaftService for PeerServer {
             return answer("this node cannot carry the VIPs now".to_owned());
         }
         self.core.lease.accept_transfer(leadership_of(&from)).map_err(shut)?;
+        KillPoint::TransferAccepted.reach();
         let transfer = types::TransferLeaderRequest::new(from, rpc.to_node, rpc.last_log_id.map(Into::into));
         match self.core.raft()?.handle_transfer_leader(transfer).await.map_err(|error| fatal(&error))? {
             Ok(()) => answer(String::new()),

@@ -118,10 +118,11 @@ fn r1_a_quorum_is_a_majority_of_every_configuration() {
 #[test]
 fn r2_nothing_is_armed_before_the_leadership_is_durable_applied_and_enabled() {
     let mut gate = pristine();
-    change_vote(&mut gate, candidate(1, 1));
-    assert_eq!(gate.arm(&voters(), at(1)), Err(NotArmed::NotLeading));
+    gate.vote_changing(candidate(1, 1));
     gate.vote_changing(winner(1, 1));
-    assert_eq!(gate.arm(&voters(), at(1)), Err(NotArmed::NotLeading), "not durable yet");
+    assert_eq!(gate.arm(&voters(), at(1)), Err(NotArmed::NotLeading), "its vote is not durable yet");
+    gate.vote_saved(candidate(1, 1));
+    assert_eq!(gate.arm(&voters(), at(1)), Err(NotArmed::NotLeading));
     gate.vote_saved(winner(1, 1));
     assert_eq!(gate.arm(&voters(), at(1)), Err(NotArmed::NothingApplied));
     gate.entry_applied(reign(1, 1));
@@ -130,6 +131,27 @@ fn r2_nothing_is_armed_before_the_leadership_is_durable_applied_and_enabled() {
     assert_eq!(gate.arm(&voters(), at(1)), Err(NotArmed::NoQuorum));
     gate.append_answered(reign(1, 1), NodeId(3), at(1));
     assert!(gate.arm(&voters(), at(2)).is_ok());
+}
+
+#[test]
+fn r2_a_leadership_that_was_won_by_a_durable_vote_waits_for_no_disk() {
+    let mut gate = pristine();
+    change_vote(&mut gate, candidate(1, 1));
+    gate.vote_changing(candidate(1, 1));
+    assert_eq!(gate.leading(), None, "not won");
+    gate.vote_changing(winner(1, 1));
+    assert_eq!(gate.leading(), Some(reign(1, 1)));
+    // A late word of the disk takes nothing back, and another's vote ends it.
+    gate.vote_saved(candidate(1, 1));
+    assert_eq!(gate.leading(), Some(reign(1, 1)));
+    gate.vote_changing(candidate(2, 2));
+    assert_eq!(gate.leading(), None);
+    gate.vote_changing(winner(2, 1));
+    assert_eq!(gate.leading(), None, "another leadership, of which no vote is durable");
+    // The vote of an earlier process is not won by this one.
+    let mut restarted = LeaseGate::new(ME, timing(), candidate(4, 1), false, at(0));
+    restarted.vote_changing(winner(4, 1));
+    assert_eq!(restarted.leading(), None);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt as _};
 use openraft::OptionalSend;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use tokio::sync::watch;
-use vip_core::{Cluster, Outcome};
+use vip_core::{Cluster, KillPoint, Outcome};
 
 use super::writer::{Job, Writer};
 use super::{Shared, StoredSnapshot};
@@ -102,6 +102,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         // First published, then answered: who has an answer finds its effect in the state.
         self.publish();
+        KillPoint::EntriesApplied.reach();
         for (responder, outcome) in answers {
             responder.send(outcome);
         }

@@ -13,6 +13,7 @@ use std::thread;
 use redb::{Durability, Table, WriteTransaction};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use vip_core::KillPoint;
 
 use super::file::{COMMITTED, LOG, META, PURGED, SNAPSHOT, SNAPSHOT_META, SNAPSHOT_STATE, StoreFile, VOTE};
 use super::{Shared, StoredSnapshot};
@@ -153,6 +154,7 @@ impl WriterThread {
         txn.set_durability(Durability::Immediate).map_err(io_error)?;
         txn.set_two_phase_commit(false);
         self.fill(&txn, batch)?;
+        KillPoint::StoreFilled.reach();
         txn.commit().map_err(io_error)
     }
 
@@ -205,6 +207,7 @@ impl WriterThread {
     fn publish(&self, job: &Job) {
         match job {
             Job::Vote { vote, .. } => {
+                KillPoint::StoreVoteWritten.reach();
                 self.shared.log().set_vote(*vote);
                 self.shared.hooks.votes.vote_saved(vote);
             }
@@ -213,7 +216,8 @@ impl WriterThread {
                     *self.shared.snapshot() = Some(Arc::clone(snapshot));
                 }
             }
-            Job::Append { .. } | Job::Truncate { .. } | Job::Purge { .. } | Job::Committed { .. } => {}
+            Job::Append { .. } => KillPoint::StoreEntriesWritten.reach(),
+            Job::Truncate { .. } | Job::Purge { .. } | Job::Committed { .. } => {}
         }
     }
 }
