@@ -73,7 +73,10 @@ fn open_incoming(ethertype: u16) -> Result<Socket> {
     let protocol = Protocol::from(i32::from(ethertype.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).context("open a packet socket")?;
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("ask for times of arrival")?;
-    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("enlarge the receive buffer")?;
+    // Beyond the host's limit, which root of a user namespace may not pass: there the buffer is what the limit allows.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).context("enlarge the receive buffer")?;
+    }
     Ok(socket)
 }
 

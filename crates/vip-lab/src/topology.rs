@@ -172,7 +172,7 @@ impl Network {
         let netns = self.host(host);
         // No duplicate address detection while the host comes up; afterwards as on any host, so that a daemon whose
         // VIP would sit in "tentative" for a second is seen to do so.
-        netns.sysctl(&[("ipv6/conf/default/accept_dad", "0"), ("ipv4/ping_group_range", "0 2147483647")])?;
+        netns.sysctl(&[("ipv6/conf/default/accept_dad", "0"), ("ipv4/ping_group_range", "0 0")])?;
         netns.run(["ip", "link", "set", "lo", "up"])?;
         self.plug(host)?;
         self.host(host).sysctl(&[("ipv6/conf/default/accept_dad", "1"), ("ipv6/conf/eth0/accept_dad", "1")])

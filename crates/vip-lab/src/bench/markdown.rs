@@ -30,11 +30,19 @@ pub fn update(path: &Path, report: &BenchReport) -> Result<()> {
 /// # Errors
 /// When it has not exactly one pair of marks, in order.
 pub fn replace(page: &str, results: &str) -> Result<String> {
+    replace_between(page, (BEGIN, END), results)
+}
+
+/// The same with any marks.
+///
+/// # Errors
+/// The same.
+pub fn replace_between(page: &str, (begin, end): (&str, &str), results: &str) -> Result<String> {
     let marks = |mark: &str| page.matches(mark).count();
-    ensure!(marks(BEGIN) == 1 && marks(END) == 1, "the page needs the lines {BEGIN:?} and {END:?}, each once");
-    let (before, rest) = page.split_once(BEGIN).context("no first mark")?;
-    let (_, after) = rest.split_once(END).context("the second mark stands before the first")?;
-    Ok(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", results.trim()))
+    ensure!(marks(begin) == 1 && marks(end) == 1, "the page needs the lines {begin:?} and {end:?}, each once");
+    let (before, rest) = page.split_once(begin).context("no first mark")?;
+    let (_, after) = rest.split_once(end).context("the second mark stands before the first")?;
+    Ok(format!("{before}{begin}\n\n{}\n\n{end}{after}", results.trim()))
 }
 
 /// The results.

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use pnet::datalink::{self, Channel, ChannelType, Config, DataLinkSender, NetworkInterface};
 use thiserror::Error;
+use vip_core::KillPoint;
 
 use crate::link::{Interface, LinkError, MacAddress, ethernet_interface};
 use crate::netlink::Netlink;
@@ -120,7 +121,10 @@ impl Announcer {
     fn send(&mut self, frame: &[u8], address: IpAddr, announced: &mut Announced) -> Result<(), AnnounceError> {
         let result = self.sender.send_to(frame, None).unwrap_or_else(|| Err(Errno::EMSGSIZE.into()));
         match result {
-            Ok(()) => announced.sent += 1,
+            Ok(()) => {
+                announced.sent += 1;
+                KillPoint::AcquireFrameSent.reach();
+            }
             // What traffic control drops comes back to a packet socket as ENOBUFS, as does a full queue.
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => announced.stopped += 1,
             Err(source) => {

@@ -167,11 +167,13 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Until when the lease runs that a predecessor left in a fence in BPF, by its deadline: until then the kernel
-    /// answers for the addresses, with every right to. None where there is no such lease. [`Self::open`] ends it.
+    /// Until when the lease runs that a predecessor left in a fence of either kind: until then the kernel answers for
+    /// the addresses, with every right to. In nftables within a few ticks. None where there is no such lease.
+    /// [`Self::open`] ends it.
     #[must_use]
     pub fn leftover_deadline(pin_root: &Path) -> Option<BootInstant> {
-        bpf::leftover_deadline(pin_root).ok().filter(|deadline| *deadline > BootInstant::ZERO)
+        let found = [bpf::leftover_deadline(pin_root), nft::leftover_deadline()];
+        found.into_iter().flatten().max().filter(|deadline| *deadline > BootInstant::ZERO)
     }
 
     /// Takes over the fence of this network namespace, or makes it; afterwards every lease has ended and every

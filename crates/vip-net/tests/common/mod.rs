@@ -15,6 +15,19 @@ use nix::sched::{CloneFlags, unshare};
 use pnet::datalink::{self, Channel, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
 use vip_net::fence::{Fence, FenceKind};
 
+/// Each of these is a test for each kind of fence.
+#[allow(unused_macros)] // each test binary uses its part
+macro_rules! for_each_kind {
+    ($($test:ident),* $(,)?) => {
+        mod bpf {
+            $(#[test] fn $test() { super::$test(super::FenceKind::Bpf); })*
+        }
+        mod nftables {
+            $(#[test] fn $test() { super::$test(super::FenceKind::Nftables); })*
+        }
+    };
+}
+
 pub mod rtnetlink;
 pub mod wire;
 

@@ -545,14 +545,7 @@ impl Backend for NftFence {
     }
 
     fn deadline(&self, slot: LeaseSlot) -> Result<BootInstant, FenceError> {
-        let now = boot_now();
-        let elements = self.state().nft.dump(Kind::GetElement, &rules::elements_of(&rules::lease(slot.0)));
-        let elements = elements.map_err(inspect("the leases"))?;
-        let left = elements.iter().flat_map(|message| listed(message)).find_map(|element| {
-            let milliseconds = u64::from_be_bytes(attribute(element, rules::ELEMENT_EXPIRATION)?.try_into().ok()?);
-            Some(milliseconds)
-        });
-        Ok(left.map_or(BootInstant::ZERO, |milliseconds| now + Duration::from_millis(milliseconds)))
+        deadline(&mut self.state().nft, slot)
     }
 
     fn counters(&self, _: IpAddr) -> Result<Option<Counters>, FenceError> {
@@ -573,6 +566,24 @@ impl Backend for NftFence {
 }
 
 // ---- what the kernel shows ----
+
+/// Until when the leader's lease runs that an earlier process left. An error where there is no table.
+pub(super) fn leftover_deadline() -> Result<BootInstant, FenceError> {
+    let mut nft = Nft::open().map_err(|source| FenceError::Netlink { source })?;
+    deadline(&mut nft, LeaseSlot::LEADER)
+}
+
+/// When a lease ends, within a few ticks; zero where none runs.
+fn deadline(nft: &mut Nft, slot: LeaseSlot) -> Result<BootInstant, FenceError> {
+    let now = boot_now();
+    let elements = nft.dump(Kind::GetElement, &rules::elements_of(&rules::lease(slot.0)));
+    let elements = elements.map_err(inspect("the leases"))?;
+    let left = elements.iter().flat_map(|message| listed(message)).find_map(|element| {
+        let milliseconds = u64::from_be_bytes(attribute(element, rules::ELEMENT_EXPIRATION)?.try_into().ok()?);
+        Some(milliseconds)
+    });
+    Ok(left.map_or(BootInstant::ZERO, |milliseconds| now + Duration::from_millis(milliseconds)))
+}
 
 /// The elements of one message of a dump.
 fn listed(message: &[u8]) -> impl Iterator<Item = &[u8]> {
