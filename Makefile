@@ -18,7 +18,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 # Every file of tests that is not part of a library or program belongs to one of these (tests/tests/tidy.rs checks it):
 # those that lay out hosts of their own, and so run one after the other and after everything else, and the rest.
-TESTS := storage cli tidy config_check
+TESTS := storage cli tidy config_check version
 TESTS_ON_HOSTS := address carried fence monitor oracle runner cluster netns
 # Needs Python and what it gets from PyPI, too.
 TESTS_OF_EXAMPLES := example_python
@@ -43,7 +43,10 @@ deb: ## Build the Debian package of vipd and vipctl (target/debian)
 	packaging/build-deb
 
 .PHONY: test-deb
-test-deb: deb ## Install, start, upgrade, remove and purge the package; needs root
+test-deb: deb ## Install, start, upgrade, remove and purge the package; needs root, and debootstrap or apt
+	@command -v debootstrap >/dev/null || [ "$$(id -u)" != 0 ] \
+		|| { apt-get update -q && apt-get install -qy --no-install-recommends debootstrap; } \
+		|| echo '=== packages: debootstrap cannot be installed' >&2
 	$(call step,packages,tests/packaging/run)
 
 .PHONY: test
@@ -140,9 +143,11 @@ steady: deps build ## Half an hour (SECONDS=1800) of PROFILE=default|fast beside
 soak: ## Simulate on all cores for SECONDS (60), with seeds never tried
 	$(CARGO) run $(SIMULATION) -- --seconds $(SECONDS)
 
+FENCE ?= bpf
+
 .PHONY: faults
-faults: deps ## Every fault on the real kernel, TRIALS times (30) with random details; needs root
-	VIPD_FAULT_TRIALS=$(TRIALS) $(CARGO) test $(ALL) --test netns -- --ignored --nocapture --test-threads=1 campaign
+faults: deps ## Every fault on the real kernel, TRIALS times (30) with random details and FENCE=bpf|nftables; needs root
+	VIPD_FAULT_TRIALS=$(TRIALS) VIPD_FAULT_FENCE=$(FENCE) $(CARGO) test $(ALL) --test netns -- --ignored --nocapture --test-threads=1 campaign every_kill_point
 
 # A package for each command that is missing; nothing is asked of the network when none is.
 NEEDED := clang:clang llvm-strip:llvm ip:iproute2 tc:iproute2 nft:nftables nsenter:util-linux mount:mount \

@@ -1,5 +1,5 @@
-//! A cluster in the laboratory, and what tests ask about it. Holders are judged by packets, addresses and filters by
-//! `ip` and `tc`: never by what the daemons say of themselves.
+//! A cluster in the laboratory, and what tests ask about it. Holders are judged by packets, addresses and the fence by
+//! `ip`, `tc` and `nft`: never by what the daemons say of themselves.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,6 +8,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::time::{ClockId, clock_getres};
 use serde_json::Value;
 use vip_lab::clock::millis;
 use vip_lab::topology::INTERFACE;
@@ -25,6 +26,73 @@ pub const SETTLE: Duration = Duration::from_secs(1);
 /// What a test in a laboratory may have to wait for beyond what is promised: another process has the processor.
 pub const SLACK: Duration = Duration::from_millis(100);
 
+/// What the fence of every node is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FenceKind {
+    /// What a daemon takes by itself where BPF can be loaded.
+    #[default]
+    Bpf,
+    /// A table of nftables.
+    Nftables,
+}
+
+impl FenceKind {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bpf => "bpf",
+            Self::Nftables => "nftables",
+        }
+    }
+
+    /// The kind with this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn named(name: &str) -> Result<Self> {
+        let kind = [Self::Bpf, Self::Nftables].into_iter().find(|kind| kind.name() == name);
+        kind.with_context(|| format!("{name:?} is no kind of fence; bpf and nftables are"))
+    }
+
+    /// By how much the kernel closes earlier than its deadline says, or may: the daemon's wider margin, and what the
+    /// kernel rounds off. An outage is longer by that where an owner falls silent with its lease.
+    #[must_use]
+    pub fn early(self) -> Duration {
+        // 6 ticks of margin; a token of 3, 2 for rounding, 1 ms.
+        let nftables = || tick() * 11 + Duration::from_millis(3);
+        if self == Self::Nftables { nftables() } else { Duration::ZERO }
+    }
+
+    /// The lease of a profile, or the shortest one that this fence has room in for three heartbeats.
+    #[must_use]
+    pub fn lease(self, profile: Profile) -> Duration {
+        match (self, profile) {
+            (Self::Nftables, Profile::Fast) => profile.lease().max(Duration::from_millis(72) + self.early()),
+            _ => profile.lease(),
+        }
+    }
+
+    /// The sections of the daemon's configuration that give it this fence.
+    #[must_use]
+    pub fn sections(self, profile: Profile) -> String {
+        match self {
+            Self::Bpf => String::new(),
+            Self::Nftables => format!(
+                "[fence]\nbackend = \"nftables\"\n[timing]\nlease = \"{}ms\"\n",
+                self.lease(profile).as_millis()
+            ),
+        }
+    }
+}
+
+/// `1 / CONFIG_HZ`: the coarse clock advances once a tick. The longest there is where the kernel does not tell.
+fn tick() -> Duration {
+    const LONGEST: Duration = Duration::from_millis(10);
+    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from);
+    resolution.ok().filter(|tick| !tick.is_zero() && *tick <= LONGEST).unwrap_or(LONGEST)
+}
+
 /// Three daemons that have formed a cluster; an IPv4 and an IPv6 VIP that one of them holds.
 #[derive(Debug)]
 pub struct Cluster {
@@ -34,6 +102,8 @@ pub struct Cluster {
     pub formed: Stamp,
     /// The holder then.
     pub owner: HostId,
+    /// What the fences are made of.
+    pub fence: FenceKind,
 }
 
 /// A cluster with one holder for a second at least; `None`, and a word about it, without root. With
@@ -50,6 +120,18 @@ pub fn cluster(profile: Profile) -> Result<Option<Cluster>> {
 /// # Errors
 /// As [`cluster`].
 pub fn cluster_of(builder: LabBuilder) -> Result<Option<Cluster>> {
+    started(builder, FenceKind::Bpf)
+}
+
+/// As [`cluster_of`], with a profile and a fence. What else [`LabBuilder::extra_toml`] was given is lost.
+///
+/// # Errors
+/// As [`cluster`].
+pub fn cluster_fenced_by(fence: FenceKind, profile: Profile, builder: LabBuilder) -> Result<Option<Cluster>> {
+    started(builder.profile(profile).extra_toml(&fence.sections(profile)), fence)
+}
+
+fn started(builder: LabBuilder, fence: FenceKind) -> Result<Option<Cluster>> {
     if !nix::unistd::geteuid().is_root() {
         ensure!(
             std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_none(),
@@ -65,7 +147,7 @@ pub fn cluster_of(builder: LabBuilder) -> Result<Option<Cluster>> {
     lab.wait_for_holder(PATIENCE)?;
     let formed = Stamp::now();
     let owner = one_host(&lab.wait_stable(SETTLE, PATIENCE)?)?;
-    Ok(Some(Cluster { lab, formed, owner }))
+    Ok(Some(Cluster { lab, formed, owner, fence }))
 }
 
 fn one_host(holders: &[HostId]) -> Result<HostId> {
@@ -122,6 +204,41 @@ impl Cluster {
         let shown = self.lab.network().host(host).run(["ip", "-j", "addr", "show", "dev", INTERFACE])?;
         let shown: Value = serde_json::from_str(&shown).context("what ip says")?;
         Ok(shown[0]["addr_info"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The length of the lease.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.fence.lease(self.lab.profile())
+    }
+
+    /// Whether both directions of a host's interface have the fence.
+    ///
+    /// # Errors
+    /// When `tc` or `nft` fails.
+    pub fn is_fenced(&self, host: HostId) -> Result<bool> {
+        let parts = match self.fence {
+            FenceKind::Bpf => self.fences_on(host)?,
+            FenceKind::Nftables => {
+                let shown = self.table_on(host)?.unwrap_or_default();
+                let hooks = ["ingress", "egress"].map(|direction| format!("hook {direction} device \"{INTERFACE}\""));
+                hooks.iter().filter(|hook| shown.contains(hook.as_str())).count()
+            }
+        };
+        Ok(parts == 2)
+    }
+
+    /// The table of nftables on a host, in `nft`'s words and without what is in its sets; `None` where there is none.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn table_on(&self, host: HostId) -> Result<Option<String>> {
+        let netns = self.lab.network().host(host);
+        if !netns.run(["nft", "list", "tables"])?.contains("netdev vipd") {
+            return Ok(None);
+        }
+        // It may go in between.
+        Ok(netns.run(["nft", "-t", "list", "table", "netdev", "vipd"]).ok())
     }
 
     /// The filters of the fence that `tc` shows on a host's interface.

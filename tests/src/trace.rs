@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -139,10 +140,19 @@ impl Tracee {
         }
     }
 
-    /// The thread stands in a system call, whose number is the first word here; "running" when it does not stand.
+    /// The thread stands in a system call, whose number is the first word here; "running" when it does not stand. It may
+    /// have told that it stops, and not have left its processor yet.
     fn call(&self) -> Result<i64> {
+        const ATTEMPTS: usize = 1000;
         let path = format!("/proc/{}/syscall", self.thread);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let mut text = String::new();
+        for _ in 0..ATTEMPTS {
+            text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+            if text.trim() != "running" {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(20));
+        }
         let number = text.split_whitespace().next().unwrap_or_default();
         number.parse().with_context(|| format!("{path} says {text:?}"))
     }

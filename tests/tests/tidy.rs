@@ -5,6 +5,7 @@ use std::path::Path;
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use toml::{Table, Value};
+use vip_core::KillPoint;
 use vip_tests::TestResult;
 use vip_tests::repository::{TextFile, root, text_files};
 
@@ -465,5 +466,59 @@ fn no_rule_can_be_taken_out_of_what_is_shipped() -> TestResult {
         problems.push(format!("the Makefile names {FEATURE}"));
     }
     assert_none(&problems, "rules can be taken out in the simulation only");
+    Ok(())
+}
+
+/// The points at which a daemon can be killed are there for these tests. What is shipped is built without the tests, by
+/// packages that do not know of the feature.
+#[test]
+fn nothing_that_is_shipped_has_kill_points() -> TestResult {
+    const FEATURE: &str = "kill-points";
+    let metadata = metadata()?;
+    let mut problems = Vec::new();
+    let mut enabled_here = false;
+    for package in metadata.workspace_packages() {
+        let name = package.name.as_str();
+        for dependency in package.dependencies.iter().filter(|at| at.features.iter().any(|on| on.ends_with(FEATURE))) {
+            // A dependency that is for tests only counts where tests are built.
+            if name == "vip-tests" && dependency.kind == DependencyKind::Development {
+                enabled_here = true;
+            } else {
+                problems.push(format!("{name} uses {} with {FEATURE}", dependency.name));
+            }
+        }
+        for (feature, others) in &package.features {
+            if others.iter().any(|on| on.ends_with(FEATURE)) {
+                problems.push(format!("the feature {feature} of {name} switches {FEATURE} on"));
+            }
+        }
+    }
+    let core = metadata.packages.iter().find(|package| package.name.as_str() == "vip-core").expect("vip-core");
+    assert!(core.features.contains_key(FEATURE), "the feature is called otherwise by now: say so here");
+    assert!(enabled_here, "the tests of the whole do not switch {FEATURE} on");
+    for builder in ["Makefile", "packaging/build-deb"] {
+        for (number, line) in read(builder)?.lines().enumerate() {
+            let builds = line.contains("build --release");
+            if line.contains(FEATURE) || builds && (!line.contains("-p vipd") || line.contains("-p vip-tests")) {
+                problems.push(format!("{builder}:{}: {line}", number + 1));
+            }
+        }
+    }
+    assert_none(&problems, "kill points are in test builds only");
+    Ok(())
+}
+
+/// A kill point that stands nowhere would be in the list of what is tried, and try nothing.
+#[test]
+fn every_kill_point_stands_in_the_code() -> TestResult {
+    let files = rust_files()?;
+    let sites = |point: &KillPoint| -> usize {
+        let call = format!("KillPoint::{point:?}.reach()");
+        let of_crates = files.iter().filter(|file| file.path.starts_with("crates"));
+        of_crates.map(|file| file.text.matches(&call).count()).sum()
+    };
+    let counts = KillPoint::ALL.iter().map(|point| (point, sites(point))).filter(|(_, sites)| *sites != 1);
+    let problems: Vec<_> = counts.map(|(point, sites)| format!("{}: {sites} places", point.name())).collect();
+    assert_none(&problems, "each kill point stands in one place");
     Ok(())
 }

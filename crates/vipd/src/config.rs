@@ -25,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) peer_listen: SocketAddr,
     pub(crate) api_listen: Option<SocketAddr>,
     pub(crate) api_socket: PathBuf,
+    pub(crate) http_listen: Option<SocketAddr>,
     pub(crate) heartbeat: Duration,
     pub(crate) lease: LeaseTiming,
     pub(crate) announce_burst: Vec<Duration>,
@@ -189,6 +190,8 @@ struct Raw {
     #[serde(default)]
     api: RawApi,
     #[serde(default)]
+    http: RawHttp,
+    #[serde(default)]
     timing: RawTiming,
     #[serde(default)]
     announce: RawAnnounce,
@@ -235,6 +238,12 @@ struct RawPeer {
 struct RawApi {
     listen: Option<Spanned<String>>,
     socket: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHttp {
+    listen: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -363,6 +372,21 @@ impl Check<'_> {
         Some(socket)
     }
 
+    /// A listener that need not be, and that shares its address with none of `others`.
+    fn optional_socket(
+        &mut self,
+        raw: Option<&Spanned<String>>,
+        key: &str,
+        others: &[(&str, Option<SocketAddr>)],
+    ) -> Option<SocketAddr> {
+        let raw = raw?;
+        let socket = self.socket(raw, key)?;
+        for (other, _) in others.iter().filter(|(_, other)| *other == Some(socket)) {
+            self.problem(raw, key, format!("{socket} is {other} too; give each its own port"));
+        }
+        Some(socket)
+    }
+
     fn config(&mut self, raw: Raw) -> Option<Config> {
         let Raw {
             insecure,
@@ -370,6 +394,7 @@ impl Check<'_> {
             node,
             peer,
             api,
+            http,
             timing,
             announce,
             address,
@@ -386,7 +411,9 @@ impl Check<'_> {
             self.problem(&node.id, "node.id", "0 is no node id; ids begin with 1");
         }
         let peer_listen = self.socket(&peer.listen, "peer.listen");
-        let api_listen = api.listen.as_ref().map(|raw| self.socket(raw, "api.listen"));
+        let api_listen = self.optional_socket(api.listen.as_ref(), "api.listen", &[("peer.listen", peer_listen)]);
+        let taken = [("peer.listen", peer_listen), ("api.listen", api_listen)];
+        let http_listen = self.optional_socket(http.listen.as_ref(), "http.listen", &taken);
         let (heartbeat, lease) = self.timing(timing, cluster.profile);
         let (announce_burst, announce_refresh) = self.announce(announce);
         let address_lifetime = self.address_lifetime(address, lease.lease);
@@ -399,22 +426,15 @@ impl Check<'_> {
         let data_dir = self.absolute(node.data_dir, "node.data_dir", "/var/lib/vipd");
         let api_socket = self.absolute(api.socket, "api.socket", "/run/vipd/vipd.sock");
         let pin_root = self.absolute(fence.pin_root, "fence.pin_root", "/sys/fs/bpf");
-        if let (Some(raw), Some(Some(api))) = (&api.listen, api_listen)
-            && Some(api) == peer_listen
-        {
-            self.problem(raw, "api.listen", format!("{api} is peer.listen too; give each its own port"));
-        }
         Some(Config {
             cluster: name?,
             node: me,
             name: node.name.unwrap_or_else(host_name),
             data_dir,
             peer_listen: peer_listen?,
-            api_listen: match api_listen {
-                Some(listen) => Some(listen?),
-                None => None,
-            },
+            api_listen,
             api_socket,
+            http_listen,
             heartbeat,
             lease,
             announce_burst,

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use vip_core::{Agent, Command, Input, Outcome};
+use vip_core::{Agent, Command, Input, KillPoint, Outcome};
 use vip_net::address::AddressBook;
 use vip_net::clock::boot_now;
 use vip_net::fence::{Fence, FenceKind};
@@ -26,6 +26,7 @@ use crate::dataplane::{Interfaces, Kernel};
 use crate::driver::{Driver, Statuses, agent_config};
 use crate::fence;
 use crate::host::HostWatch;
+use crate::http;
 use crate::listen;
 use crate::mailbox::Mailbox;
 use crate::sink::FenceSink;
@@ -159,7 +160,8 @@ impl Running {
             started,
             clock: boot_now,
         };
-        listeners.serve(&mut tasks, &raft, backend)?;
+        listeners.serve(&mut tasks, &raft, backend, Arc::clone(&mailbox))?;
+        KillPoint::StartJoined.reach();
         tracing::info!(
             version = crate::VERSION, node = %config.node, name = config.name, cluster = %config.cluster, "running"
         );
@@ -191,9 +193,11 @@ impl Running {
         // Leadership moves while this node can still answer for its log.
         let handed_over = self.transferring.wait_for(|transferring| !transferring);
         let _ = tokio::time::timeout(RELEASE_PATIENCE, handed_over).await;
+        KillPoint::EndHandedOver.reach();
         self.tasks.shutdown().await;
         drop(handle);
         self.raft.shutdown().await;
+        KillPoint::EndClosed.reach();
         let _ = std::fs::remove_file(&self.config.api_socket);
     }
 }
@@ -202,6 +206,7 @@ impl Running {
 struct Listeners {
     peers: TcpListener,
     api: Option<TcpListener>,
+    http: Option<TcpListener>,
     socket: UnixListener,
 }
 
@@ -213,16 +218,30 @@ impl Listeners {
             Some(address) => Some(listen::tcp(address, "the API (api.listen)").await?),
             None => None,
         };
-        Ok(Self { peers, api, socket: listen::unix(&config.api_socket).await? })
+        let http = match config.http_listen {
+            Some(address) => Some(listen::tcp(address, "HTTP (http.listen)").await?),
+            None => None,
+        };
+        Ok(Self { peers, api, http, socket: listen::unix(&config.api_socket).await? })
     }
 
-    fn serve(self, tasks: &mut JoinSet<anyhow::Error>, raft: &RaftNode, backend: NodeBackend) -> anyhow::Result<()> {
+    fn serve(
+        self,
+        tasks: &mut JoinSet<anyhow::Error>,
+        raft: &RaftNode,
+        backend: NodeBackend,
+        mailbox: Arc<Mailbox>,
+    ) -> anyhow::Result<()> {
+        let backend = Arc::new(backend);
         let peers = server().add_service(raft.service());
         let incoming = without_delay(self.peers);
         tasks.spawn(
             async move { anyhow!("the peers' listener ended: {:?}", peers.serve_with_incoming(incoming).await) },
         );
-        let routes = api::router(Arc::new(backend), api::Limits::default())?;
+        let routes = api::router(Arc::clone(&backend), api::Limits::default())?;
+        if let Some(http) = self.http {
+            tasks.spawn(ends("HTTP", http::serve(http, backend, mailbox)));
+        }
         if let Some(tcp) = self.api {
             let server = server().add_routes(routes.clone());
             tasks.spawn(async move {
@@ -271,11 +290,13 @@ impl Host {
             fence::check_timing_for_nftables(config)?;
         }
         let fence = Arc::new(Fence::open(kind, &config.pin_root).context("the fence cannot be put in place")?);
+        KillPoint::StartFenceShut.reach();
         // Before the filters: should the predecessor's maps be lost, its filters still know its addresses, and its
         // deadline; ours would not know them yet, and let them pass.
         let book = AddressBook::new()?;
         book.check_tags()?;
         let swept = book.sweep().context("addresses of an earlier run cannot be removed")?;
+        KillPoint::StartSwept.reach();
         if !swept.is_empty() {
             tracing::info!(count = swept.len(), first = %swept[0].address, "removed addresses of an earlier run");
         }
@@ -284,6 +305,7 @@ impl Host {
         let (trouble_tx, trouble) = watch::channel(None);
         let mut watch = HostWatch::new(Arc::clone(&fence), Arc::clone(&interfaces), Arc::clone(&mailbox), trouble_tx);
         watch.look().context("the interfaces cannot be listed")?;
+        KillPoint::StartFenced.reach();
         if let Some(why) = trouble.borrow().as_ref() {
             bail!("the fence cannot be put on every interface: {why}");
         }

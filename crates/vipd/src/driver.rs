@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use vip_core::{
-    Action, Agent, AgentConfig, BootInstant, Claim, Command, HolderState, Holding, Input, Leadership, LeaseKind,
-    Outcome, Step, VipName, VipStatus,
+    Action, Agent, AgentConfig, BootInstant, Claim, Command, HolderState, Holding, Input, KillPoint, Leadership,
+    LeaseKind, Outcome, Step, VipName, VipStatus,
 };
 use vip_raft::RaftHandle;
 
@@ -91,6 +91,7 @@ impl<D: Dataplane + 'static> Driver<D> {
                     tracing::error!(error, "cannot enter VIPs into the fence");
                     self.mailbox.other(Input::Fence(false));
                 }
+                KillPoint::VipKnown.reach();
             }
             Action::Forget(addresses) => {
                 if let Err(error) = self.dataplane.forget(&addresses) {
@@ -100,21 +101,25 @@ impl<D: Dataplane + 'static> Driver<D> {
                         "cannot take deleted VIPs out of the fence; they stay shut here"
                     );
                 }
+                KillPoint::VipForgotten.reach();
             }
             Action::Enable(leadership) => self.raft.lease().enable(leadership),
             Action::Propose(leadership, claims) => self.propose(leadership, claims),
             Action::Open(holdings) => {
                 let result = self.dataplane.open(&holdings);
+                KillPoint::AcquireFenceOpened.reach();
                 self.done(Step::Open, &holdings, vec![result; holdings.len()]);
             }
             Action::Add(holdings) => {
                 let results = self.dataplane.add(&holdings);
+                KillPoint::AcquireAddressAdded.reach();
                 self.done(Step::Add, &holdings, results);
             }
             Action::Announce(holdings) => {
                 for failure in self.dataplane.announce(&holdings) {
                     tracing::warn!(failure, "announcing failed; it is repeated");
                 }
+                KillPoint::AcquireAnnounced.reach();
             }
             Action::Refresh(holdings) => {
                 for result in self.dataplane.refresh(&holdings) {
@@ -122,14 +127,17 @@ impl<D: Dataplane + 'static> Driver<D> {
                         tracing::warn!(error, "renewing the lifetime of an address failed");
                     }
                 }
+                KillPoint::AddressRefreshed.reach();
             }
             Action::Shut(holdings) => {
                 self.log_lapse();
                 let result = self.dataplane.shut(&holdings);
+                KillPoint::ReleaseFenceShut.reach();
                 self.done(Step::Shut, &holdings, vec![result; holdings.len()]);
             }
             Action::Remove(holdings) => {
                 let results = self.dataplane.remove(&holdings);
+                KillPoint::ReleaseAddressRemoved.reach();
                 self.done(Step::Remove, &holdings, results);
             }
             Action::Resign(leadership) => {
@@ -192,7 +200,10 @@ impl<D: Dataplane + 'static> Driver<D> {
         let command = Command::Assign { by: leadership, owner: leadership.node, kind: LeaseKind::Leader, claims };
         self.runtime.spawn(async move {
             let result = match raft.propose_here(command).await {
-                Ok(Outcome::Changed { .. } | Outcome::Unchanged { .. }) => Ok(()),
+                Ok(Outcome::Changed { .. } | Outcome::Unchanged { .. }) => {
+                    KillPoint::VipAssigned.reach();
+                    Ok(())
+                }
                 Ok(Outcome::Refused(refusal)) => Err(refusal.to_string()),
                 Err(error) => Err(error.to_string()),
             };

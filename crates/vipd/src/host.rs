@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use vip_core::Input;
+use vip_core::{Input, KillPoint};
 use vip_net::fence::{Fence, FenceChanges};
 use vip_net::link::{Interface, LinkError, ethernet_interfaces};
 use vip_net::monitor::{Monitor, NetEvent};
@@ -74,6 +74,7 @@ impl HostWatch {
     /// Sees to it that `interface` has its filters. Where they had been and are gone, everything is dropped first.
     fn fence_in(&mut self, interface: &Interface) -> Result<(), String> {
         let Interface { index, name, .. } = interface;
+        let mut lost = false;
         match self.fence.attached(*index) {
             Ok(true) => {
                 self.attached.insert(*index);
@@ -85,6 +86,7 @@ impl HostWatch {
                     "the fence's filter was removed by somebody; dropping all VIPs, then repairing it"
                 );
                 self.mailbox.other(Input::Fence(false));
+                lost = true;
             }
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, interface = name, "cannot look at the fence's filters"),
@@ -93,6 +95,9 @@ impl HostWatch {
             Ok(()) => {
                 self.attached.insert(*index);
                 tracing::info!(interface = name, "fenced");
+                if lost {
+                    KillPoint::RepairFenced.reach();
+                }
                 Ok(())
             }
             Err(error) => {

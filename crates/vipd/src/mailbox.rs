@@ -88,6 +88,24 @@ impl Mailbox {
         alive
     }
 
+    /// Asks for a sign of life and waits for it; returns whether it came within `patience`.
+    pub(crate) async fn answers(&self, patience: Duration) -> bool {
+        const PACE: Duration = Duration::from_millis(2);
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut asked = 0;
+        self.put(|waiting| {
+            waiting.pings = waiting.pongs + 1;
+            asked = waiting.pings;
+        });
+        while self.lock().pongs < asked {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(PACE).await;
+        }
+        true
+    }
+
     /// Waits until something is there, for `patience` at most; none waits for ever.
     pub(crate) fn take(&self, patience: Option<Duration>) -> Vec<Input> {
         let waiting = self.lock();

@@ -11,6 +11,8 @@ mod dataplane;
 mod driver;
 mod fence;
 mod host;
+mod http;
+mod kill_points;
 mod listen;
 mod mailbox;
 mod process;
@@ -22,6 +24,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use vip_core::kill_point;
 
 use crate::args::{Args, Task};
 use crate::config::{Config, FenceChoice, LogFormat};
@@ -62,6 +65,9 @@ fn run(path: &Path) -> anyhow::Result<()> {
     // what is at ordinary priority, but behind daemons of the same host that hold VIPs, as a laboratory has them.
     let priority = loaded.config.realtime_priority;
     let granted = process::realtime(priority.min(STARTING_PRIORITY));
+    if kill_point::BUILT_IN {
+        kill_points::begin(path)?;
+    }
     let host = daemon::Host::prepare(&loaded.config)?;
     if let Err(warning) = granted.and_then(|()| process::realtime(priority)) {
         tracing::warn!(warning, "running at ordinary priority");
@@ -77,6 +83,9 @@ fn run(path: &Path) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    if kill_point::BUILT_IN {
+        runtime.spawn(kill_points::follow(path.to_owned()));
+    }
     let result = runtime.block_on(daemon::run(loaded, host));
     // A task that does not end must not keep the process, which holds nothing any more.
     runtime.shutdown_background();

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vip_core::{BootInstant, Input, Leadership};
+use vip_core::{BootInstant, Input, KillPoint, Leadership};
 use vip_net::fence::{Fence, LeaseSlot};
 use vip_raft::LeaseSink;
 
@@ -18,11 +18,16 @@ pub(crate) struct FenceSink {
 
 impl LeaseSink for FenceSink {
     fn arm(&self, deadline: BootInstant) -> io::Result<()> {
-        self.fence.arm(LeaseSlot::LEADER, deadline).map_err(io::Error::other)
+        KillPoint::LeaseComputed.reach();
+        let result = self.fence.arm(LeaseSlot::LEADER, deadline);
+        KillPoint::LeaseWritten.reach();
+        result.map_err(io::Error::other)
     }
 
     fn disarm(&self) -> io::Result<()> {
-        self.fence.disarm(LeaseSlot::LEADER).map_err(io::Error::other)
+        let result = self.fence.disarm(LeaseSlot::LEADER);
+        KillPoint::ReleaseLeaseEnded.reach();
+        result.map_err(io::Error::other)
     }
 
     fn slack(&self) -> Duration {

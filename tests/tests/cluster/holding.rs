@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vip_lab::{HostId, Profile, Stamp};
-use vip_tests::cluster::{Cluster, PATIENCE, SLACK, cluster};
-use vip_tests::{TestResult, wait_until};
+use vip_lab::{HostId, Lab, Profile, Stamp};
+use vip_tests::cluster::{Cluster, FenceKind, PATIENCE, SLACK, cluster, cluster_fenced_by};
+use vip_tests::{TestResult, programs, wait_until};
 
 fn all_vips(cluster: &Cluster) -> BTreeSet<IpAddr> {
     cluster.lab.vips().iter().copied().collect()
@@ -39,7 +39,17 @@ fn a_cluster_forms_and_one_host_holds_every_vip() -> TestResult {
 
 #[test]
 fn a_dead_owner_keeps_the_address_and_says_nothing() -> TestResult {
-    let Some(cluster) = cluster(Profile::Default)? else { return Ok(()) };
+    keeps_the_address_and_says_nothing(FenceKind::Bpf)
+}
+
+#[test]
+fn a_dead_owner_with_nftables_keeps_the_address_and_says_nothing() -> TestResult {
+    keeps_the_address_and_says_nothing(FenceKind::Nftables)
+}
+
+fn keeps_the_address_and_says_nothing(fence: FenceKind) -> TestResult {
+    let builder = Lab::builder().vipd(Some(programs::vipd()?));
+    let Some(cluster) = cluster_fenced_by(fence, Profile::Default, builder)? else { return Ok(()) };
     let (owner, lab) = (cluster.owner, &cluster.lab);
     cluster.node(owner).kill()?;
     let killed = Stamp::now();

@@ -6,5 +6,6 @@
 
 mod control;
 mod holding;
+mod http;
 mod nftables;
 mod refusals;

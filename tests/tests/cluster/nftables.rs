@@ -1,17 +1,23 @@
 //! The fence of nftables, and how a node comes to it. The kernel's tick costs more of the lease, never a second holder.
 
+use std::ffi::OsStr;
+use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context;
 use vip_lab::scenario::{Fault, run_trial};
-use vip_lab::{HostId, Lab, Stamp};
-use vip_tests::cluster::{Cluster, PATIENCE, cluster_of};
+use vip_lab::{HostId, Lab, Profile, Stamp};
+use vip_tests::cluster::{Cluster, FenceKind, PATIENCE, cluster_fenced_by, cluster_of};
 use vip_tests::daemon::wait_for_line;
 use vip_tests::{TestResult, programs, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(10);
-const NFTABLES: &str = "[fence]\nbackend = \"nftables\"\n";
 /// Where no BPF filesystem can be: as good as a kernel without BPF.
 const NO_BPF: &str = "pin_root = \"/proc/vipd\"";
+
+fn cluster_with_nftables() -> anyhow::Result<Option<Cluster>> {
+    cluster_fenced_by(FenceKind::Nftables, Profile::Default, Lab::builder().vipd(Some(programs::vipd()?)))
+}
 
 fn cluster_with(sections: &str) -> anyhow::Result<Option<Cluster>> {
     cluster_of(Lab::builder().vipd(Some(programs::vipd()?)).extra_toml(sections))
@@ -23,16 +29,16 @@ fn kind(cluster: &Cluster, host: HostId) -> anyhow::Result<String> {
 }
 
 fn has_table(cluster: &Cluster, host: HostId) -> anyhow::Result<bool> {
-    Ok(cluster.lab.network().host(host).run(["nft", "list", "tables"])?.contains("netdev vipd"))
+    Ok(cluster.table_on(host)?.is_some())
 }
 
 #[test]
 fn no_fault_makes_two_holders() -> TestResult {
-    let Some(cluster) = cluster_with(NFTABLES)? else { return Ok(()) };
+    let Some(cluster) = cluster_with_nftables()? else { return Ok(()) };
     for host in cluster.lab.nodes().iter().map(vip_lab::Node::host) {
         assert_eq!(kind(&cluster, host)?, "nftables");
         assert_eq!(cluster.fences_on(host)?, 0, "no BPF");
-        assert!(has_table(&cluster, host)?);
+        assert!(cluster.is_fenced(host)?);
     }
     for fault in [Fault::Kill, Fault::Freeze, Fault::Partition, Fault::Linkdown, Fault::Stop] {
         let record = run_trial(&cluster.lab, fault, 1, Duration::from_secs(2), &mut |_| ())?;
@@ -75,7 +81,7 @@ fn where_bpf_cannot_be_the_reason_is_told() -> TestResult {
 
 #[test]
 fn a_flush_of_all_rules_passes_by_the_fence() -> TestResult {
-    let Some(cluster) = cluster_with(NFTABLES)? else { return Ok(()) };
+    let Some(cluster) = cluster_with_nftables()? else { return Ok(()) };
     let since = Stamp::now();
     for host in cluster.lab.nodes().iter().map(vip_lab::Node::host) {
         cluster.lab.network().host(host).run(["nft", "flush", "ruleset"])?;
@@ -86,4 +92,53 @@ fn a_flush_of_all_rules_passes_by_the_fence() -> TestResult {
     }
     cluster.wait_for_one(PATIENCE)?;
     cluster.never_two(since)
+}
+
+/// Root of a user namespace may make namespaces and rules, and may not load BPF. Anybody may be that.
+#[test]
+fn without_the_privilege_for_bpf_a_whole_cluster_takes_nftables_by_itself() -> TestResult {
+    const NAME: &str = "nftables::without_the_privilege_for_bpf_a_whole_cluster_takes_nftables_by_itself";
+    const INSIDE: &str = "VIPD_TEST_IN_USER_NAMESPACE";
+    if std::env::var_os(INSIDE).is_none() {
+        if !unshared([OsStr::new("true")]).status().context("start unshare")?.success() {
+            let required = std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_some();
+            assert!(!required, "VIPD_TEST_REQUIRE_ROOT is set, and this process may not make user namespaces");
+            #[allow(clippy::print_stderr, reason = "a skipped test must be heard")]
+            {
+                eprintln!("SKIPPED: no user namespaces here; nothing was tested");
+            }
+            return Ok(());
+        }
+        // `ip netns` wants a directory of its own.
+        let script = "mount -t tmpfs tmpfs /run && exec \"$0\" --exact \"$1\" --nocapture";
+        let program = std::env::current_exe()?;
+        let mut again = unshared(["sh".as_ref(), "-c".as_ref(), script.as_ref(), program.as_os_str(), NAME.as_ref()]);
+        again.env(INSIDE, "1").env("VIPD_BIN", programs::vipd()?).env("VIPCTL_BIN", programs::vipctl()?);
+        let output = again.output().context("start unshare")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let ran = output.status.success() && said.contains("1 passed");
+        assert!(ran, "in a user namespace: {said}{}", String::from_utf8_lossy(&output.stderr));
+        print!("{said}");
+        return Ok(());
+    }
+    let cluster = cluster_with("")?.context("root of a user namespace may have a laboratory")?;
+    for node in cluster.lab.nodes() {
+        let host = node.host();
+        wait_for_line(&node.log_path(), LIMIT, &["WARN", "the fence is nftables", "bpf", "not permitted"])?;
+        let status = cluster.vipctl_json(host, &["status"])?;
+        assert_eq!(status["local"]["fence"]["kind"], "nftables", "{status}");
+        let warnings = status["local"]["warnings"].to_string();
+        assert!(warnings.contains("the fence is nftables") && warnings.contains("not permitted"), "{warnings}");
+        assert_eq!(cluster.fences_on(host)?, 0, "no BPF");
+    }
+    let record = run_trial(&cluster.lab, Fault::Kill, 1, Duration::from_secs(1), &mut |_| ())?;
+    println!("kill: outage {:.1} ms, overlap {:.1} ms", record.worst_outage_ms(), record.overlap_ms);
+    assert!(record.passed(), "{record:?}\n{}", cluster.logs());
+    cluster.never_two(Stamp::default())
+}
+
+fn unshared<'a>(command: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--net", "--mount", "--"]).args(command);
+    unshare
 }

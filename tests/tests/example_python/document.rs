@@ -13,7 +13,7 @@ use vip_lab::HostId;
 use vip_tests::repository::{root, text_files};
 use vip_tests::{TestResult, programs};
 
-use crate::python::{Bench, bench, script};
+use crate::python::{Bench, bench, generic, script};
 
 const MARK: &str = "<!-- tried -->";
 const INDENT: &str = "    ";
@@ -88,13 +88,19 @@ fn bench_of_the_document() -> Result<Option<Bench>> {
     bail!("node 1 stands for election first, and yet was not the first owner in five clusters")
 }
 
-/// A directory for the path: `vipctl`, and the example as `ownership`.
+/// A directory for the path: `vipctl`, and the examples as `ownership` and `generic`.
 fn commands(bench: &Bench, dir: &Path) -> TestResult {
     symlink(programs::vipctl()?, dir.join("vipctl"))?;
     let (protos, python) = (bench.python.protos.display(), bench.python.program.display());
-    let wrapper = dir.join("ownership");
-    fs::write(&wrapper, format!("#!/bin/sh\nPYTHONPATH='{protos}' exec '{python}' '{}' \"$@\"\n", script().display()))?;
-    Ok(fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?)
+    // What is generic gets nothing that was generated.
+    let ownership = format!("PYTHONPATH='{protos}' exec '{python}' '{}'", script().display());
+    let generic = format!("exec '{python}' -I '{}'", generic().display());
+    for (name, call) in [("ownership", ownership), ("generic", generic)] {
+        let wrapper = dir.join(name);
+        fs::write(&wrapper, format!("#!/bin/sh\n{call} \"$@\"\n"))?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 #[test]

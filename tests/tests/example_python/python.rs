@@ -34,6 +34,11 @@ pub(crate) fn script() -> PathBuf {
     repository::root().join("examples/python/ownership.py")
 }
 
+/// Where the generic client is.
+pub(crate) fn generic() -> PathBuf {
+    script().with_file_name("generic.py")
+}
+
 /// A cluster and a Python; `None`, and a word about it, where one of them cannot be had.
 pub(crate) fn bench() -> Result<Option<Bench>> {
     let Some(python) = python()? else { return Ok(None) };
@@ -49,11 +54,12 @@ fn python() -> Result<Option<&'static Python>> {
             bail!("VIPD_TEST_REQUIRE_PYTHON is set, and Python with gRPC cannot be had: {why}")
         }
         Err(why) => {
-            // Past the harness, which keeps what a test prints that passes.
-            writeln!(
-                io::stderr(),
-                "SKIPPED: the example in Python was not tried, for want of Python with gRPC: {why}"
-            )?;
+            // Past the harness, which keeps what a test prints that passes. On a line of its own, beside the harness's name of
+            // the test, so that it can be counted.
+            let why = why.lines().last().unwrap_or_default();
+            let line =
+                format!("\nSKIPPED: the examples in Python were not tried, for want of Python with gRPC: {why}\n");
+            io::stderr().write_all(line.as_bytes())?;
             Ok(None)
         }
     }

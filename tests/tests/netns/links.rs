@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use vip_lab::HostId;
 use vip_lab::topology::{INTERFACE, mac_text};
-use vip_lab::{HostId, Stamp};
 use vip_tests::TestResult;
 
 use crate::campaign::{Group, Stage, run};
@@ -31,22 +31,22 @@ pub(crate) const GROUP: Group = Group {
             Ok(End::Not(owner))
         }),
         case("the switch is off for a while", |trial| {
-            let begin = Stamp::now();
             trial.network().switch_off()?;
             trial.sleep(50..2500);
             trial.network().switch_on()?;
             trial.note("on again");
-            trial.excuse(Stamp::now().since(begin));
+            trial.outages_count_from_here();
             Ok(End::Anyone)
         }),
         seldom("IPv6 is switched off on the owner's interface", |trial| {
             let owner = trial.owner;
+            trial.wait_until_owner_may_step_aside()?;
             let netns = trial.network().host(owner);
             netns.sysctl(&[("ipv6/conf/eth0/disable_ipv6", "1")])?;
             trial.sleep(1500..3000);
             netns.sysctl(&[("ipv6/conf/eth0/disable_ipv6", "0")])?;
             trial.on(owner, &["ip", "addr", "replace", &format!("{}/64", owner.ipv6()), "dev", INTERFACE, "nodad"])?;
-            Ok(End::Anyone)
+            Ok(End::Not(owner))
         }),
         case("the owner's interface is set down and up once", |trial| flap(trial, 1, 0..1)),
         seldom("the owner's interface is set down and up quickly", |trial| flap(trial, 12, 0..1)),
@@ -56,7 +56,7 @@ pub(crate) const GROUP: Group = Group {
         case("the owner's interface is removed and made anew", |trial| {
             let owner = trial.owner;
             replug(trial, owner)?;
-            Ok(End::Anyone)
+            Ok(End::Not(owner))
         }),
         seldom("the interface of another node is removed and made anew", |trial| {
             let other = trial.other();
@@ -85,7 +85,6 @@ const fn seldom(name: &'static str, run: fn(&mut Trial<'_>) -> Result<End>) -> C
 fn flap(trial: &mut Trial<'_>, times: u8, gap: std::ops::Range<u64>) -> Result<End> {
     let owner = trial.owner;
     let own = format!("addr replace {}/64 dev {INTERFACE} nodad\n", owner.ipv6());
-    let begin = Stamp::now();
     for _ in 0..times {
         // In one go: a kernel that is told both at once may tell the daemon of neither.
         let netns = trial.network().host(owner);
@@ -100,21 +99,20 @@ fn flap(trial: &mut Trial<'_>, times: u8, gap: std::ops::Range<u64>) -> Result<E
         }
     }
     trial.note(format!("{times} times"));
-    trial.excuse(Stamp::now().since(begin));
+    trial.outages_count_from_here();
     std::thread::sleep(trial.lease());
     Ok(End::Anyone)
 }
 
 fn carrier_flaps(trial: &mut Trial<'_>) -> Result<End> {
     let owner = trial.owner;
-    let begin = Stamp::now();
     for _ in 0..trial.rng.u8(1..15) {
         trial.network().link_down(owner)?;
         trial.sleep(0..200);
         trial.network().link_up(owner)?;
         trial.sleep(0..200);
     }
-    trial.excuse(Stamp::now().since(begin));
+    trial.outages_count_from_here();
     Ok(End::Anyone)
 }
 
@@ -128,7 +126,7 @@ fn new_mac(trial: &mut Trial<'_>) -> Result<End> {
         std::thread::sleep(trial.lease());
         trial.sleep(500..1500);
     }
-    Ok(End::Anyone)
+    Ok(End::Unmoved)
 }
 
 fn replug(trial: &mut Trial<'_>, host: HostId) -> TestResult {

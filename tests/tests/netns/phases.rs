@@ -9,20 +9,22 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use vip_lab::{HostId, Stamp};
+use vip_tests::cluster::FenceKind;
 use vip_tests::trace::{Stop, Tracee};
 use vip_tests::{TestResult, wait_until};
 
 use crate::campaign::{Group, Stage, run};
+use crate::tampering;
 use crate::trial::{Case, End, Trial};
 
 /// The threads that act, and how many system calls of each a takeover takes at the least, before and after each of which
 /// there is a trial sooner or later. Beyond the last one a trial is one without a stop.
 const AGENT: (&str, usize) = ("vipd-agent", 24);
-const LEASE: (&str, usize) = ("vipd-lease", 6);
+pub(crate) const LEASE: (&str, usize) = ("vipd-lease", 6);
 const STORE: (&str, usize) = ("raft-store", 24);
 
 pub(crate) const GROUP: Group = Group {
-    stage: Stage::Three,
+    stage: Stage::Tampered,
     cases: &[
         case("killed while it takes the VIPs: agent", 2, |trial| taking(trial, AGENT, Deed::Kill)),
         case("killed while it takes the VIPs: lease", 0, |trial| taking(trial, LEASE, Deed::Kill)),
@@ -46,7 +48,7 @@ const fn case(name: &'static str, in_ci: u32, run: fn(&mut Trial<'_>) -> Result<
 
 /// What happens to a daemon at its stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
+pub(crate) enum Deed {
     /// SIGKILL.
     Kill,
     /// SIGSTOP, and SIGCONT after a while.
@@ -56,15 +58,16 @@ enum Deed {
 }
 
 /// The `count`-th system call of a thread of one of some daemons.
-struct Trap {
+pub(crate) struct Trap {
     tracees: Vec<(HostId, Tracee, usize)>,
     count: usize,
     before: bool,
 }
 
 impl Trap {
-    /// Sets it at a call by chance.
-    fn set(trial: &mut Trial<'_>, hosts: &[HostId], (thread, calls): (&str, usize)) -> Result<Self> {
+    /// Sets it at a call by chance. A fence of nftables takes some more.
+    pub(crate) fn set(trial: &mut Trial<'_>, hosts: &[HostId], (thread, calls): (&str, usize)) -> Result<Self> {
+        let calls = if trial.cluster.fence == FenceKind::Nftables { calls * 2 } else { calls };
         let count = trial.rng.usize(1..=calls);
         let before = trial.rng.bool();
         let mut tracees = Vec::new();
@@ -76,7 +79,7 @@ impl Trap {
     }
 
     /// Waits until a thread walks into it: there it stands, and the others are let go. `None` when none does in time.
-    fn wait(mut self, trial: &mut Trial<'_>, limit: Duration) -> Result<Option<(HostId, Tracee)>> {
+    pub(crate) fn wait(mut self, trial: &mut Trial<'_>, limit: Duration) -> Result<Option<(HostId, Tracee)>> {
         let deadline = Stamp::now() + limit;
         let mut calls: Vec<(HostId, Stop)> = Vec::new();
         while Stamp::now() < deadline {
@@ -104,7 +107,7 @@ impl Trap {
 }
 
 /// Does the deed to a daemon that stands at its stop, and lets go of it. A killed one is not started again here.
-fn strike(trial: &mut Trial<'_>, host: HostId, tracee: Tracee, deed: Deed) -> TestResult {
+pub(crate) fn strike(trial: &mut Trial<'_>, host: HostId, tracee: Tracee, deed: Deed) -> TestResult {
     let node = trial.node(host);
     match deed {
         Deed::Kill => {
@@ -132,14 +135,13 @@ fn taking(trial: &mut Trial<'_>, thread: (&str, usize), deed: Deed) -> Result<En
     let (owner, others) = (trial.owner, trial.others());
     // With the store any node has something to do; with the others only the heir.
     let trap = Trap::set(trial, &others, thread)?;
-    let killed = Stamp::now();
     trial.node(owner).kill()?;
     let struck = trap.wait(trial, trial.lease() + Duration::from_millis(700))?;
     if let Some((host, tracee)) = struck {
         strike(trial, host, tracee, deed)?;
         trial.sleep(0..300);
         trial.node(owner).start()?;
-        trial.excuse(Stamp::now().since(killed) + trial.lease());
+        trial.outages_count_from_here();
         trial.sleep(0..500);
         trial.node(host).start()?;
     } else {
@@ -154,11 +156,12 @@ fn giving_back(trial: &mut Trial<'_>, deed: Deed) -> Result<End> {
     let owner = trial.owner;
     let trap = Trap::set(trial, &[owner], ("vipd-agent", 12))?;
     trial.node(owner).signal(Signal::SIGTERM)?;
-    let begin = Stamp::now();
     if let Some((host, tracee)) = trap.wait(trial, Duration::from_millis(700))? {
         strike(trial, host, tracee, deed)?;
-        // What it gave back is nobody's until its lease ends, or it goes on.
-        trial.excuse(Stamp::now().since(begin));
+        // It is the leader as long as its other threads run, and what it gave back is nobody's until it goes on.
+        if deed == Deed::Hold {
+            trial.outages_count_from_here();
+        }
     }
     let node = trial.node(owner);
     wait_until("the owner has ended", Duration::from_secs(10), || Ok(!node.is_running()))?;
@@ -168,30 +171,24 @@ fn giving_back(trial: &mut Trial<'_>, deed: Deed) -> Result<End> {
     Ok(End::Anyone)
 }
 
-/// The owner's filters are taken away: it drops all, puts them back, and takes the VIPs again, or another does.
+/// The owner's fence is taken away: it drops all, puts them back, and takes the VIPs again, or another does.
 fn repairing(trial: &mut Trial<'_>, deed: Deed) -> Result<End> {
     let owner = trial.owner;
     let hosts = trial.nodes();
     let trap = Trap::set(trial, &hosts, AGENT)?;
-    trial.on(owner, &["tc", "qdisc", "del", "dev", "eth0", "clsact"])?;
-    let begin = Stamp::now();
+    tampering::remove_fence(trial, owner)?;
     if let Some((host, tracee)) = trap.wait(trial, Duration::from_secs(1))? {
         // Without a fence only a daemon that runs keeps its host silent: that one may not be struck before it is back.
-        if !fenced(trial, host)? {
+        if !trial.cluster.is_fenced(host)? {
             trial.note("not struck: it has no fence yet");
             drop(tracee);
             return Ok(End::Anyone);
         }
         strike(trial, host, tracee, deed)?;
-        trial.excuse(Stamp::now().since(begin));
         trial.node(host).start()?;
     }
     std::thread::sleep(trial.lease());
     Ok(End::Anyone)
-}
-
-fn fenced(trial: &Trial<'_>, host: HostId) -> Result<bool> {
-    Ok(trial.cluster.fences_on(host)? == 2)
 }
 
 #[test]

@@ -23,29 +23,29 @@ pub(crate) const GROUP: Group = Group {
         },
         Case {
             name: "8 busy loops a core without real-time priority",
-            bound_ms: 10_000,
-            usual_ms: 10_000,
+            bound_ms: 5000,
+            usual_ms: 1500,
             in_ci: 0,
             run: busy_without_priority,
         },
         Case {
             name: "5 % of the frames between nodes are lost",
-            bound_ms: 5000,
+            bound_ms: 2000,
             usual_ms: 150,
             in_ci: 0,
             run: |trial| lossy(trial, 5),
         },
         Case {
             name: "20 % of the frames between nodes are lost",
-            bound_ms: 10_000,
-            usual_ms: 1500,
+            bound_ms: 5000,
+            usual_ms: 500,
             in_ci: 1,
             run: |trial| lossy(trial, 20),
         },
         Case {
             name: "50 % of the frames between nodes are lost",
-            bound_ms: 15_000,
-            usual_ms: 15_000,
+            bound_ms: 5000,
+            usual_ms: 1500,
             in_ci: 1,
             run: |trial| lossy(trial, 50),
         },
@@ -117,6 +117,8 @@ fn busy_without_priority(trial: &mut Trial<'_>) -> Result<End> {
     let load = BusyLoops::start(8)?;
     trial.sleep(2500..3500);
     drop(load);
+    // Who has to wait for a processor for longer than a lease loses it, again and again.
+    trial.outages_count_from_here();
     for host in trial.nodes() {
         change(trial, host, off, on)?;
     }
@@ -140,6 +142,10 @@ fn lossy(trial: &mut Trial<'_>, percent: u8) -> Result<End> {
     trial.sleep(3000..5000);
     trial.note("heal");
     trial.network().heal()?;
+    // Of four exchanges one succeeds: a quorum is a matter of luck then.
+    if percent >= 50 {
+        trial.outages_count_from_here();
+    }
     Ok(End::Anyone)
 }
 
@@ -159,7 +165,7 @@ fn delayed(trial: &mut Trial<'_>, args: &[&str]) -> Result<End> {
         trial.network().let_through(host)?;
     }
     // A client that is answered late is not answered: the observer waits for 10 ms.
-    trial.excuse(std::time::Duration::from_secs(8));
+    trial.outages_count_from_here();
     Ok(End::Anyone)
 }
 

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use vip_lab::clean::remove_pins;
 use vip_lab::topology::INTERFACE;
 use vip_lab::{HostId, Stamp};
+use vip_tests::cluster::FenceKind;
 use vip_tests::{TestResult, wait_until};
 
 use crate::campaign::{Group, Stage, run};
@@ -15,7 +17,7 @@ use crate::trial::{Case, End, Trial};
 const REPAIR: Duration = Duration::from_secs(5);
 
 pub(crate) const GROUP: Group = Group {
-    stage: Stage::Three,
+    stage: Stage::Tampered,
     cases: &[
         case("a filter of the owner is removed", |trial| {
             let owner = trial.owner;
@@ -27,12 +29,12 @@ pub(crate) const GROUP: Group = Group {
             remove_filter(trial, other)?;
             Ok(End::Unmoved)
         }),
-        seldom("the clsact qdisc of the owner is removed", |trial| {
+        seldom("the clsact qdisc or table of the owner is removed", |trial| {
             let owner = trial.owner;
             remove_qdisc(trial, owner)?;
             Ok(End::Anyone)
         }),
-        case("the clsact qdisc of another node is removed", |trial| {
+        case("the clsact qdisc or table of another node is removed", |trial| {
             let other = trial.other();
             remove_qdisc(trial, other)?;
             Ok(End::Unmoved)
@@ -72,20 +74,37 @@ const fn seldom(name: &'static str, run: fn(&mut Trial<'_>) -> Result<End>) -> C
     Case { in_ci: 0, ..case(name, run) }
 }
 
-fn is_fenced(trial: &Trial<'_>, host: HostId) -> TestResult {
-    wait_until("the filters are back", REPAIR, || Ok(trial.cluster.fences_on(host)? == 2))
+pub(crate) fn wait_for_fence(trial: &Trial<'_>, host: HostId) -> TestResult {
+    wait_until("the fence is back", REPAIR, || trial.cluster.is_fenced(host))
 }
 
+/// Of nftables: the chain of one direction.
 fn remove_filter(trial: &mut Trial<'_>, host: HostId) -> TestResult {
     let direction = if trial.rng.bool() { "egress" } else { "ingress" };
     trial.note(format!("the {direction} filter of {host}"));
-    trial.on(host, &["tc", "filter", "del", "dev", INTERFACE, direction])?;
-    is_fenced(trial, host)
+    match trial.cluster.fence {
+        FenceKind::Bpf => trial.on(host, &["tc", "filter", "del", "dev", INTERFACE, direction])?,
+        FenceKind::Nftables => {
+            let shown: Value = serde_json::from_str(&trial.on(host, &["ip", "-j", "link", "show", "dev", INTERFACE])?)?;
+            let chain = format!("netdev vipd {direction}-{}", shown[0]["ifindex"]);
+            trial.on(host, &["nft", &format!("flush chain {chain}; delete chain {chain}")])?
+        }
+    };
+    wait_for_fence(trial, host)
+}
+
+/// All of it at once. Of nftables: the table.
+pub(crate) fn remove_fence(trial: &Trial<'_>, host: HostId) -> TestResult {
+    let command: &[&str] = match trial.cluster.fence {
+        FenceKind::Bpf => &["tc", "qdisc", "del", "dev", INTERFACE, "clsact"],
+        FenceKind::Nftables => &["nft", "delete", "table", "netdev", "vipd"],
+    };
+    trial.on(host, command).map(drop)
 }
 
 fn remove_qdisc(trial: &mut Trial<'_>, host: HostId) -> TestResult {
-    trial.on(host, &["tc", "qdisc", "del", "dev", INTERFACE, "clsact"])?;
-    is_fenced(trial, host)
+    remove_fence(trial, host)?;
+    wait_for_fence(trial, host)
 }
 
 fn again_and_again(trial: &mut Trial<'_>) -> Result<End> {
@@ -93,11 +112,11 @@ fn again_and_again(trial: &mut Trial<'_>) -> Result<End> {
         let hosts = trial.nodes();
         let host = hosts[trial.rng.usize(..hosts.len())];
         // It may be gone already.
-        let _ = trial.on(host, &["tc", "qdisc", "del", "dev", INTERFACE, "clsact"]);
+        let _ = remove_fence(trial, host);
         trial.sleep(0..400);
     }
     for host in trial.nodes() {
-        is_fenced(trial, host)?;
+        wait_for_fence(trial, host)?;
     }
     Ok(End::Anyone)
 }
@@ -105,6 +124,9 @@ fn again_and_again(trial: &mut Trial<'_>) -> Result<End> {
 /// The running daemon goes on with the maps that it has open; the next one makes new ones.
 fn pins(trial: &mut Trial<'_>, kill: bool) -> Result<End> {
     let owner = trial.owner;
+    if trial.cluster.fence == FenceKind::Nftables {
+        return Ok(End::Skipped("nftables has no pins: what a successor takes over is the table itself".to_owned()));
+    }
     remove_pins(trial.network().host(owner));
     if !kill {
         trial.sleep(100..1500);

@@ -14,16 +14,17 @@ use tempfile::TempDir;
 use vip_lab::clock::millis;
 use vip_lab::topology::Network;
 use vip_lab::{Answer, HostId, Node, Stamp, judge};
-use vip_tests::TestResult;
 use vip_tests::cluster::{Cluster, PATIENCE};
 use vip_tests::disk::Disk;
+use vip_tests::{TestResult, wait_until};
 
 /// A kind of fault, and what may come of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Case {
     /// A short sentence.
     pub(crate) name: &'static str,
-    /// The longest outage, beyond what [`Trial::excuse`] allows, that is no failure: in milliseconds, on a busy machine.
+    /// The longest outage that is no failure, from [`Trial::outages_count_from_here`] on: in milliseconds, on a busy
+    /// machine.
     pub(crate) bound_ms: u64,
     /// An outage beyond this is marked as slow, on whatever machine.
     pub(crate) usual_ms: u64,
@@ -44,6 +45,17 @@ pub(crate) enum End {
     Not(HostId),
     /// The fault could not be made here, for this reason: nothing was tested.
     Skipped(String),
+}
+
+impl End {
+    const fn expected(&self) -> &'static str {
+        match self {
+            Self::Anyone => "anyone",
+            Self::Unmoved => "the same",
+            Self::Not(_) => "another",
+            Self::Skipped(_) => "",
+        }
+    }
 }
 
 /// How long nothing must have gone wrong before a trial begins, and after its fault.
@@ -68,7 +80,6 @@ pub(crate) struct Stand {
     #[expect(dead_code, reason = "dropped with the rest")]
     pub(crate) children: Vec<Kept>,
     /// And a directory.
-    #[expect(dead_code, reason = "dropped with the rest")]
     pub(crate) dir: Option<TempDir>,
 }
 
@@ -93,7 +104,7 @@ pub(crate) struct Trial<'a> {
     /// Whether times are to be short.
     brief: bool,
     begin: Stamp,
-    excused: Duration,
+    judged_from: Stamp,
     notes: Vec<String>,
 }
 
@@ -129,7 +140,7 @@ impl<'a> Trial<'a> {
         let owner = wait_for_holder(cluster)?;
         let begin = Stamp::now();
         cluster.lab.observe().forget(begin - Duration::from_secs(1));
-        Ok(Self { stand, cluster, owner, rng, brief, begin, excused: Duration::ZERO, notes: Vec::new() })
+        Ok(Self { stand, cluster, owner, rng, brief, begin, judged_from: begin, notes: Vec::new() })
     }
 
     pub(crate) fn network(&self) -> &'a Network {
@@ -142,7 +153,7 @@ impl<'a> Trial<'a> {
 
     /// The length of the lease.
     pub(crate) fn lease(&self) -> Duration {
-        self.cluster.lab.profile().lease()
+        self.cluster.lease()
     }
 
     /// All nodes.
@@ -160,6 +171,17 @@ impl<'a> Trial<'a> {
     /// One of them.
     pub(crate) fn other(&mut self) -> HostId {
         self.others()[0]
+    }
+
+    /// Waits until the owner would give up its leadership for a VIP that it cannot hold: not in the first seconds of a
+    /// daemon, when links may still come up everywhere.
+    pub(crate) fn wait_until_owner_may_step_aside(&self) -> TestResult {
+        /// The daemon's interval, and some more.
+        const STEPS_ASIDE: Duration = Duration::from_millis(5500);
+        let node = self.node(self.owner);
+        wait_until("the owner may step aside", STEPS_ASIDE * 2, || {
+            Ok(node.uptime().is_some_and(|time| time > STEPS_ASIDE))
+        })
     }
 
     /// Says what is done, for the report.
@@ -186,9 +208,9 @@ impl<'a> Trial<'a> {
         time
     }
 
-    /// For so long nobody could have held the VIPs.
-    pub(crate) fn excuse(&mut self, time: Duration) {
-        self.excused += time;
+    /// Until now nobody could have held the VIPs, or no client seen it: that they are away counts from here on.
+    pub(crate) fn outages_count_from_here(&mut self) {
+        self.judged_from = Stamp::now();
     }
 
     /// Whatever held VIPs until now has none of them once its lease is over, whose last renewal was at `since`.
@@ -245,30 +267,36 @@ impl<'a> Trial<'a> {
             _ => {}
         }
         let outages: Vec<_> = (self.cluster.lab.observe().probed().iter())
-            .map(|&vip| self.cluster.lab.observe().outage(vip, self.begin, now))
+            .map(|&vip| self.cluster.lab.observe().outage(vip, self.judged_from, now))
             .collect();
         let longest = outages.iter().map(|outage| outage.longest).max().unwrap_or_default();
+        let probed = self.cluster.lab.observe().probed();
+        let away = probed.iter().map(|&vip| self.cluster.lab.observe().outage(vip, self.begin, now).longest).max();
         let lost = outages.iter().map(|outage| outage.lost).max().unwrap_or_default();
-        let counted = longest.saturating_sub(self.excused);
-        let slow = counted > Duration::from_millis(case.usual_ms);
-        if counted > Duration::from_millis(case.bound_ms) {
+        let early = self.cluster.fence.early();
+        let slow = longest > Duration::from_millis(case.usual_ms) + early;
+        if longest > Duration::from_millis(case.bound_ms) + early {
             problems.push(format!("the VIPs were away for {:.0} ms", millis(longest)));
         }
-        let skipped = match end {
-            End::Skipped(why) => Some(why),
+        let skipped = match &end {
+            End::Skipped(why) => Some(why.clone()),
             End::Anyone | End::Unmoved | End::Not(_) => None,
         };
         self.note("end");
         let json = json!({
             "case": case.name,
+            "fence": self.cluster.fence.name(),
             "profile": self.cluster.lab.profile().name(),
             "owner": self.owner.to_string(),
             "heir": heir.ok().map(|host| host.to_string()),
             "outage_ms": millis(longest),
+            // With the time in which it does not count.
+            "away_ms": millis(away.unwrap_or_default()),
             "lost_probes": lost,
-            "excused_ms": millis(self.excused),
+            "judged_from_ms": self.judged_from.millis_from(self.begin),
             "bound_ms": case.bound_ms,
             "overlap_ms": millis(verdict.overlap),
+            "expected": end.expected(),
             "slow": slow,
             "skipped": skipped,
             // A trial that could not be made has not passed.

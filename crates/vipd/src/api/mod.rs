@@ -25,7 +25,7 @@ mod vip_service;
 mod watch_stream;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// What the API needs of the node that it stands in.
 pub(crate) trait Backend: Send + Sync + 'static {

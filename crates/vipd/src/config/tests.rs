@@ -85,6 +85,7 @@ fn what_is_not_said_has_its_default() {
         peer_listen,
         api_listen,
         api_socket,
+        http_listen,
         heartbeat,
         lease,
         announce_burst,
@@ -104,7 +105,7 @@ fn what_is_not_said_has_its_default() {
     assert_eq!(name, host_name());
     assert_eq!(data_dir, Path::new("/var/lib/vipd"));
     assert_eq!(peer_listen.to_string(), "192.0.2.11:7400");
-    assert_eq!(api_listen, None);
+    assert_eq!((api_listen, http_listen), (None, None));
     assert_eq!(api_socket, Path::new("/run/vipd/vipd.sock"));
     assert_eq!(heartbeat, ms(100));
     assert_eq!(lease, LeaseTiming { lease: ms(500), clock_drift_ppm: 1000, queue_time: ms(5) });
@@ -156,7 +157,11 @@ const WRONG: &[Wrong] = &[
     ("listen = \"192.0.2.2:7400\"", "listen = \"n2:7400\"", Some(9), "peer.listen", &["n2:7400", "10.0.0.1:7400"]),
     ("listen = \"192.0.2.2:7400\"", "listen = \"0.0.0.0:0\"", Some(9), "peer.listen", &["port 0"]),
     ("", "[api]\nlisten = \"192.0.2.2\"", Some(22), "api.listen", &["192.0.2.2"]),
+    ("", "[api]\nlisten = \"192.0.2.2:7400\"", Some(22), "api.listen", &["192.0.2.2:7400", "peer.listen"]),
     ("", "[api]\nsocket = \"vipd.sock\"", Some(22), "api.socket", &["vipd.sock", "absolute"]),
+    ("", "[http]\nlisten = \"7402\"", Some(22), "http.listen", &["7402"]),
+    ("", "[http]\nlisten = \"192.0.2.2:7400\"", Some(22), "http.listen", &["192.0.2.2:7400", "peer.listen"]),
+    ("", "[http]\nlisten = \"[::1]:7401\"\n[api]\nlisten = \"[::1]:7401\"", Some(22), "http.listen", &["[::1]:7401", "api.listen"]),
     ("", "[fence]\npin_root = \"bpf\"", Some(22), "fence.pin_root", &["bpf", "absolute"]),
     ("", "[process]\nrealtime_priority = 100", Some(22), "process.realtime_priority", &["100", "99"]),
     ("", "[log]\nlevel = \"info=x=y\"", Some(22), "log.level", &[]),
@@ -295,6 +300,7 @@ fn what_is_just_right_passes() {
         "[process]\nrealtime_priority = 99\nlock_memory = true\n",
         "[log]\nlevel = \"warn,vip_raft=debug,openraft=error\"\nformat = \"json\"\n",
         "[api]\nlisten = \"[2001:db8::1]:7401\"\n",
+        "[http]\nlisten = \"127.0.0.1:7402\"\n",
     ] {
         config(&format!("{GOOD}{lines}"));
     }
@@ -325,7 +331,9 @@ fn the_shipped_file_equals_the_defaults() {
     assert_eq!(full.initial_vips[0].prefix_len, 32, "the default of an IPv4 address");
     assert!(full.interface_map.contains_key(full.initial_vips[0].interface.as_str()));
     full.name = plain.name.clone();
+    assert_eq!(full.http_listen.map(|at| at.to_string()).as_deref(), Some("127.0.0.1:7402"));
     full.api_listen = None;
+    full.http_listen = None;
     full.interface_map.clear();
     full.initial_members.clear();
     full.initial_vips.clear();
