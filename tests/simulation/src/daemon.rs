@@ -12,6 +12,7 @@ use crate::message::{AppendResult, Body, Message};
 use crate::omission::Part;
 use crate::plan::MS;
 use crate::raft::{AppendIn, Input, Responder};
+use crate::stall::Moment;
 use crate::store::{Job, LogId};
 use crate::world::{Step, Waiting, World};
 
@@ -38,8 +39,20 @@ impl World {
         let (from, to_life) = (message.from, message.from_life);
         match message.body {
             Body::Append { leader, sent_at, sent_mono, lane, rpc, prev, entries, committed } => {
-                let append =
-                    AppendIn { from, to_life, leader, sent_at, sent_mono, lane, rpc, prev, entries, committed };
+                let append = AppendIn {
+                    from,
+                    to_life,
+                    leader,
+                    sent_at,
+                    sent_mono,
+                    lane,
+                    rpc,
+                    prev,
+                    entries,
+                    committed,
+                    came_at: now,
+                    hung_up: false,
+                };
                 self.append_comes(node, Box::new(append));
             }
             Body::Vote { .. } | Body::PreVote { .. } => self.wait_at_the_gate(node, message),
@@ -172,7 +185,7 @@ impl World {
         }
     }
 
-    fn order_moves(&mut self, node: usize) {
+    pub(crate) fn order_moves(&mut self, node: usize) {
         loop {
             let order = &mut self.process(node).order;
             let free = match order.queue.front() {
@@ -196,6 +209,9 @@ impl World {
 
     /// An append is answered, or not: `None` is an error, which its leader does not count.
     pub(crate) fn append_done(&mut self, node: usize, append: &AppendIn, result: Option<AppendResult>) {
+        if append.hung_up {
+            return;
+        }
         if let Some(result) = result {
             let &AppendIn { leader, sent_at, sent_mono, lane, rpc, .. } = append;
             let body = Body::Appended { leader, sent_at, sent_mono, lane, rpc, result };
@@ -209,7 +225,7 @@ impl World {
     /// The promise begins, and the answer goes out.
     pub(crate) fn acknowledge_one(&mut self, node: usize, append: &AppendIn, result: AppendResult) {
         let now = self.local(node);
-        let may = self.process(node).gate.append_acknowledged(append.leader, now);
+        let may = !append.hung_up && self.process(node).gate.append_acknowledged(append.leader, now);
         self.append_done(node, append, may.then_some(result));
     }
 
@@ -230,17 +246,32 @@ impl World {
     // ---- the disk ----
 
     pub(crate) fn start_disk(&mut self, node: usize) {
-        if self.process(node).store.start_commit() {
-            let (least, most) = self.plan.disk;
-            let mut takes = self.dice.between(least, most);
-            if self.nodes[node].slow_disk && self.dice.percent(50) {
-                takes += self.dice.below(self.plan.lease());
+        if !self.process(node).store.start_commit() {
+            if self.process(node).store.is_behind() {
+                self.stall_comes(node, Moment::Two);
             }
-            self.after(node, takes, Step::Disk);
+            return;
+        }
+        let (least, most) = self.plan.disk;
+        let mut takes = self.dice.between(least, most);
+        if self.nodes[node].slow_disk && self.dice.percent(50) {
+            takes += self.dice.below(self.plan.lease());
+        }
+        takes += self.time_for_two(node);
+        self.after(node, takes, Step::Disk);
+        let (votes, entries) = self.process(node).store.writes();
+        if votes {
+            self.stall_comes(node, Moment::Vote);
+        }
+        if entries {
+            self.stall_comes(node, Moment::Entry);
         }
     }
 
     pub(crate) fn disk_done(&mut self, node: usize) {
+        if self.stall_holds(node) {
+            return;
+        }
         let now = self.local(node);
         let host = &mut self.nodes[node];
         let Some(process) = host.process.as_mut() else { return };
@@ -254,8 +285,11 @@ impl World {
         }
         if process.raft.standing.is_some_and(|ticket| process.store.is_durable(ticket)) {
             process.raft.standing = None;
-            process.voted_at = Some(now);
-            process.raft.queue.extend(process.raft.early.drain(..));
+            // openraft waits for an answer for L; where the process stopped meanwhile it may still take it.
+            let late = process.voted_at.replace(now).is_some_and(|asked_at| asked_at + self.plan.timing.lease < now);
+            let aside = &mut self.aside;
+            let counts = process.raft.early.drain(..).filter(|_| !late || aside.percent(50));
+            process.raft.queue.extend(counts);
         }
         let store = &process.store;
         let (flushed, waiting) = process.flushing.drain(..).partition(|(ticket, ..)| store.is_durable(*ticket));
@@ -515,8 +549,9 @@ impl World {
         let lease = self.plan.timing.lease;
         let rank_delay = (lease / 20).clamp(Duration::from_millis(8), Duration::from_millis(25));
         let patience = (lease / 4).clamp(Duration::from_millis(40), Duration::from_millis(250));
+        let once = self.has(Part::StandOnce);
         let process = self.nodes[node].process.as_ref()?;
-        if process.raft.leader.is_some() || process.ending || process.raft.standing.is_some() {
+        if process.raft.leader.is_some() || process.ending || (once && process.raft.standing.is_some()) {
             return None;
         }
         let me = self.nodes[node].id;

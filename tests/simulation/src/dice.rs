@@ -11,6 +11,12 @@ impl Dice {
         Self(seed)
     }
 
+    /// Other dice, which take nothing from these.
+    #[must_use]
+    pub(crate) const fn aside(&self) -> Self {
+        Self(mix(self.0 ^ 0x5157_a11d_d15c_0000))
+    }
+
     /// Any number.
     pub(crate) fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vip_core::{
-    Action, Agent, AgentConfig, BootInstant, Claim, Cluster, Command, Holding, Input, Leadership, LeaseKind, NodeId,
-    Reign, Step as AgentStep,
+    Action, Agent, AgentConfig, BootInstant, Claim, Cluster, Command, Epoch, Holding, Input, Leadership, LeaseKind,
+    NodeId, Reign, Step as AgentStep, VipName,
 };
 
 use crate::host::Slot;
@@ -58,6 +58,14 @@ impl Mailbox {
     }
 }
 
+/// A step that is taken for one VIP after the other.
+#[derive(Debug)]
+struct Batch {
+    step: AgentStep,
+    left: VecDeque<Holding>,
+    results: Vec<(VipName, Epoch, Result<(), String>)>,
+}
+
 /// The agent and the thread around it.
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -66,6 +74,8 @@ pub(crate) struct Driver {
     batch: VecDeque<Input>,
     /// The action whose effect comes next.
     action: Option<Action>,
+    /// The rest of the action whose effects are under way.
+    effects: Option<Batch>,
     /// The thread has something to do, and a step of it is under way.
     busy: bool,
     timer: u64,
@@ -95,6 +105,7 @@ impl Driver {
             mailbox: Mailbox::default(),
             batch: VecDeque::new(),
             action: None,
+            effects: None,
             busy: false,
             timer: 0,
             carries_changed: false,
@@ -130,7 +141,9 @@ impl World {
     /// One effect, or one input; then the thread may be stopped before it goes on.
     pub(crate) fn agent_step(&mut self, node: usize) {
         let now = self.local(node);
-        if let Some(action) = self.process(node).driver.action.take() {
+        if let Some(effects) = self.process(node).driver.effects.take() {
+            self.next_effect(node, effects);
+        } else if let Some(action) = self.process(node).driver.action.take() {
             self.perform(node, action);
         } else if let Some(input) = self.process(node).driver.batch.pop_front() {
             let driver = &mut self.process(node).driver;
@@ -147,6 +160,10 @@ impl World {
         if driver.finished {
             driver.busy = false;
             return;
+        }
+        if driver.effects.is_some() {
+            let after = self.aside.between(US, 30 * US);
+            return self.after(node, after, Step::Agent);
         }
         if let Some(action) = driver.agent.poll_action() {
             driver.action = Some(action);
@@ -222,8 +239,13 @@ impl World {
     }
 
     fn each(&mut self, node: usize, step: AgentStep, holdings: Vec<Holding>) {
-        let mut results = Vec::with_capacity(holdings.len());
-        for holding in holdings {
+        self.next_effect(node, Batch { step, left: holdings.into(), results: Vec::new() });
+    }
+
+    /// One VIP; the process may be stopped before the next.
+    fn next_effect(&mut self, node: usize, mut batch: Batch) {
+        let step = batch.step;
+        if let Some(holding) = batch.left.pop_front() {
             self.check_order(node, step, &holding);
             let stuck = self.nodes[node].kernel.stuck.contains(&holding.address);
             // Not both: a host on which neither the fence nor netlink works is outside the promise.
@@ -237,10 +259,19 @@ impl World {
                 self.effect(node, step, &holding);
                 Ok(())
             };
-            results.push((holding.vip, holding.epoch, result));
+            batch.results.push((holding.vip, holding.epoch, result));
+        }
+        if !batch.left.is_empty() {
+            self.process(node).driver.effects = Some(batch);
+            return;
+        }
+        // The fence has one answer for all (`Vips::set`).
+        let failed = batch.results.iter().find_map(|(.., result)| result.clone().err());
+        if let (AgentStep::Open | AgentStep::Shut, Some(why)) = (step, failed) {
+            batch.results.iter_mut().for_each(|(.., result)| *result = Err(why.clone()));
         }
         let now = self.local(node);
-        self.process(node).driver.agent.handle(Input::Done(step, results), now);
+        self.process(node).driver.agent.handle(Input::Done(step, batch.results), now);
     }
 
     fn effect(&mut self, node: usize, step: AgentStep, holding: &Holding) {
@@ -362,9 +393,19 @@ impl World {
     /// All is given back, and leadership handed over: the process ends. Otherwise it is looked at again.
     pub(crate) fn end_of_process(&mut self, node: usize, polls: u32) {
         const PATIENCE: u32 = 1000;
-        let driver = &mut self.process(node).driver;
-        if (driver.finished && driver.transferring.is_none()) || polls >= PATIENCE {
-            self.stop(node);
+        const DISK_PATIENCE: u32 = 240;
+        let stands = self.nodes[node].stall.stands;
+        let driver = &self.process(node).driver;
+        // It does not wait for a disk for ever (`RaftNode::shutdown`).
+        let finished = driver.finished && driver.transferring.is_none() && (!stands || polls >= DISK_PATIENCE);
+        if finished || polls >= PATIENCE {
+            if stands {
+                // Who waits for it kills it in the end.
+                self.crash(node);
+                self.oracle.restarted(node);
+            } else {
+                self.stop(node);
+            }
             let after = self.dice.between(MS, 2 * self.plan.lease());
             self.at(self.now + after, crate::world::Event::Start { node });
         } else {

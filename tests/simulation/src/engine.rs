@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use vip_core::{Command, HeldVote, Leadership, NodeId};
+use vip_core::{BootInstant, Command, HeldVote, Leadership, NodeId, Outcome};
 
 use crate::message::{AppendResult, Body, Lane};
 use crate::omission::Part;
@@ -126,14 +126,15 @@ impl World {
         let now = self.local(node);
         let durable = self.has(Part::DurableVote);
         let me = self.nodes[node].id;
+        let held = self.process(node).raft.vote;
+        let awaited = held == HeldVote::default() && self.has(Part::FirstVoteAwaited);
         let process = self.process(node);
         process.gate.vote_changing(vote);
         if !vote.committed {
             process.voted_at = Some(now);
         }
-        let held = process.raft.vote;
         let won = held.leadership == vote.leadership && !held.committed && vote.committed;
-        let stands = vote.leadership.node == me && !vote.committed && held != HeldVote::default();
+        let stands = vote.leadership.node == me && !vote.committed && !awaited;
         process.raft.vote = vote;
         process.store.write(Job::Vote(vote, durable && !won));
         if durable && stands {
@@ -159,6 +160,7 @@ impl World {
         let leased = self.plan.raft_lease && self.has(Part::RaftLease) && !transfer;
         let lease = nanos(self.plan.timing.lease);
         let voters = self.plan.nodes;
+        let any_log = !self.has(Part::LogRule);
         let process = self.process(node);
         if leased && process.raft.lease_runs(mono) {
             return false;
@@ -167,7 +169,7 @@ impl World {
         if leased && acked.is_some_and(|acked| mono < acked + lease) {
             return false;
         }
-        last >= process.store.last()
+        any_log || last >= process.store.last()
     }
 
     fn pre_elect(&mut self, node: usize) {
@@ -218,8 +220,9 @@ impl World {
         let quorum = self.plan.nodes / 2 + 1;
         let now = self.local(node);
         let any_time = !self.has(Part::OwnVoteFirst);
+        let granted_counts = self.has(Part::CountAfterGrant);
         let process = self.process(node);
-        let count_from = process.gate.votes_count_from();
+        let count_from = if granted_counts { process.gate.votes_count_from() } else { BootInstant::ZERO };
         let durable = any_time || process.raft.standing.is_none_or(|ticket| process.store.is_durable(ticket));
         if !durable || now < count_from {
             process.raft.early.push(Input::VoteAnswered { from, leadership, granted, vote });
@@ -411,7 +414,17 @@ impl World {
             return;
         }
         let by = raft.vote.leadership;
+        let known = matches!(&command, Command::DeclareVip(spec)
+            if raft.cluster.vips.get(&spec.name).is_some_and(|vip| vip.spec == *spec));
+        let stands = raft.cluster.revision;
+        let of_operator = !matches!(responder, Responder::Agent);
+        if known && !self.has(Part::AnswerFromLog) {
+            return self.answer(node, responder, Ok(Outcome::Unchanged { revision: stands }));
+        }
         let index = self.leader_append(node, Some(command));
+        if of_operator && !self.has(Part::AnswerApplied) {
+            return self.answer(node, responder, Ok(Outcome::Changed { revision: index }));
+        }
         self.process(node).raft.responders.insert(index, (by, responder));
         self.after(node, 3000 * MS, Step::Unanswered(index));
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use vip_core::{BootInstant, Command, Placement, VipName, VipSpec};
+use vip_core::{Command, Placement, VipName, VipSpec};
 
 use crate::driver::Notice;
 use crate::host::Kernel;
@@ -146,11 +146,10 @@ impl World {
 
     fn change_rate(&mut self, node: usize) {
         let ppm = self.random_rate();
-        let now = self.local(node);
+        let passed = self.nodes[node].kernel.deadline <= self.local(node);
+        let ended = self.lease_ends(node).filter(|_| passed);
         let host = &mut self.nodes[node];
-        if host.kernel.lapsed.is_none() && (BootInstant::ZERO < host.kernel.deadline) && host.kernel.deadline <= now {
-            host.kernel.lapsed = Some(host.clock.when(host.kernel.deadline));
-        }
+        host.kernel.lapsed = ended;
         host.clock.set_rate(self.now, ppm);
     }
 
@@ -242,6 +241,8 @@ impl World {
                     }
                 }
             }
+            Repair::Kill(node, number) => self.kill_while_it_stands(node, number),
+            Repair::Stall(node, number) => self.stall_is_over(node, number),
             Repair::Disk(node) => self.nodes[node].slow_disk = false,
             Repair::Link(node, link) => {
                 self.nodes[node].kernel.links.insert(LINKS[link].to_owned(), true);
@@ -278,6 +279,7 @@ impl World {
         self.bad_network = false;
         self.plan.loss = 0;
         self.healed = Some(self.now);
+        self.begin_phase();
         for node in 0..self.nodes.len() {
             self.boot(node);
             self.nodes[node].slow_disk = false;
@@ -296,6 +298,7 @@ impl World {
             }
             self.repair(Repair::Fence(node));
         }
+        self.heal_disks();
     }
 }
 

@@ -11,9 +11,12 @@ mod host;
 mod message;
 pub mod omission;
 mod oracle;
+mod panic;
 pub mod plan;
 mod raft;
 pub mod script;
+mod stall;
+mod start;
 mod store;
 mod trace;
 mod world;
@@ -53,10 +56,10 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { events, deadlines, elections, transfers, acquired, faults } = self.counts;
+        let Counts { events, deadlines, elections, transfers, acquired, faults, stalls } = self.counts;
         writeln!(
             f,
-            "seed {}: {events} events in {} ms, {faults} faults, {elections} elections, {transfers} transfers, {deadlines} deadlines, {acquired} addresses added, hash {:016x}",
+            "seed {}: {events} events in {} ms, {faults} faults, {stalls} stalls, {elections} elections, {transfers} transfers, {deadlines} deadlines, {acquired} addresses added, hash {:016x}",
             self.seed,
             self.took / MS,
             self.hash
@@ -71,7 +74,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the seed, with the rules of `without` taken out.
+/// Runs the seed, with the rules of `without` taken out. A panic is a violation like any other.
 #[must_use]
 pub fn run(seed: u64, without: &[Omission], words: bool) -> Report {
     let mut dice = Dice::new(seed);
@@ -79,30 +82,36 @@ pub fn run(seed: u64, without: &[Omission], words: bool) -> Report {
     let mut trace = Trace::new(words);
     trace.line(0, || format!("{plan:?}"));
     let mut world = World::new(plan, dice, without, trace);
-    world.run_to_the_end();
+    if let Some(panic) = panic::caught(|| world.run_to_the_end()) {
+        world.oracle.found(panic);
+    }
     world.report(seed, without)
 }
 
 impl World {
     /// Until something is found, or all is well after healing.
     fn run_to_the_end(&mut self) {
-        let end = self.plan.chaos.1 + self.plan.budget();
-        while self.step(end) {
+        loop {
+            let more = self.step(self.due);
             if self.counts.events > EVENTS {
                 self.oracle.found("the nodes are busy without end".to_owned());
             }
-            if self.healed.is_some() && self.counts.events.is_multiple_of(64) && self.settled() {
+            if self.oracle.violation.is_some() {
                 return;
             }
-        }
-        if self.oracle.violation.is_none() && !self.settled() {
-            self.too_late();
+            let look = self.healed.is_some() && (!more || self.counts.events.is_multiple_of(64));
+            if look && self.settled() {
+                if !self.probe_on() {
+                    return self.check_the_end();
+                }
+            } else if !more {
+                return self.too_late();
+            }
         }
     }
 
     /// What came of it.
     fn report(&mut self, seed: u64, without: &[Omission]) -> Report {
-        let back_in = self.oracle.served_since.zip(self.healed).map(|(served, healed)| served - healed);
         let violation = self.oracle.violation.clone();
         if let Some(violation) = &violation {
             self.trace.line(self.now, || format!("FOUND: {violation}"));
@@ -114,7 +123,7 @@ impl World {
             hash: self.trace.hash(),
             counts: self.counts,
             took: self.now,
-            back_in,
+            back_in: self.back_in,
             lines: self.trace.take_lines(),
         }
     }

@@ -1,5 +1,7 @@
-//! The soak: runs seed after seed on all cores, or one seed with all its words.
+//! The soak: runs seed after seed on all cores, ones that were never tried where none is given; or one seed with all its
+//! words.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -20,9 +22,9 @@ struct Args {
     /// Print what happens; with --seed.
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// The first seed.
-    #[arg(long, default_value_t = 0)]
-    from: u64,
+    /// The first seed; by chance otherwise, and above all that the tests run.
+    #[arg(long)]
+    from: Option<u64>,
     /// End after so many runs.
     #[arg(long, default_value_t = u64::MAX)]
     runs: u64,
@@ -70,9 +72,18 @@ fn main() -> ExitCode {
     if violations > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+/// Where seeds begin that no test runs; there are 10¹⁵ of them.
+const UNTRIED: u64 = 1_000_000_000_000;
+
+fn untried() -> u64 {
+    UNTRIED + RandomState::new().build_hasher().finish() % (1000 * UNTRIED)
+}
+
 fn soak(args: &Args) -> Tally {
     let tally = Tally::default();
-    let next = AtomicU64::new(args.from);
+    let from = args.from.unwrap_or_else(untried);
+    let _ = writeln!(std::io::stderr(), "seeds from {from} on; again with --from {from}");
+    let next = AtomicU64::new(from);
     let found = Mutex::new(());
     let started = Instant::now();
     let threads =
@@ -83,7 +94,7 @@ fn soak(args: &Args) -> Tally {
                 scope.spawn(|| {
                     while !tally.stop.load(Ordering::Relaxed) && started.elapsed().as_secs() < args.seconds {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed - args.from >= args.runs {
+                        if seed.wrapping_sub(from) >= args.runs {
                             return;
                         }
                         let report = run(seed, &args.without, false);

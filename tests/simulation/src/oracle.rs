@@ -11,13 +11,15 @@
 //! - **Order (R8)**: an address is added behind an entry of its own assignment, and removed behind a shut fence; an
 //!   announcement leaves only where the address is; an epoch is opened once.
 //! - **Log**: what one node applied at an index, all do; the state is what a second, plain machine makes of the same
-//!   entries; what was answered to an operator is in it. Revision, owner and epoch never go back in a process.
+//!   entries; an answer to an operator rests on an entry of it. Revision, owner and epoch never go back in a process.
+//! - **Lost**: what was acknowledged, a declaration or a deletion, is in the state of every node that has applied that far,
+//!   unless it was undone since; and who has a lease has applied all of it.
 //!
 //! After healing:
 //!
 //! - **I2**: within the budget every VIP is answered, by one host, and all nodes agree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -47,6 +49,15 @@ struct Vip {
     assigned: Option<(NodeId, Epoch, Leadership)>,
 }
 
+/// What an entry did to the second machine's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Changed,
+    /// The revision that stands.
+    Unchanged(u64),
+    Refused,
+}
+
 /// A state as a process has shown it: its revision, and of each VIP since when it is declared and its epoch.
 #[derive(Clone, Debug, Default)]
 struct Shown {
@@ -65,7 +76,10 @@ pub(crate) struct Oracle {
     revision: u64,
     /// What operators asked for.
     pub(crate) asked: BTreeMap<u64, Command>,
-    acknowledged: BTreeSet<u64>,
+    /// What came of each entry in the second machine.
+    outcomes: Vec<Verdict>,
+    /// Of each name the newest that was acknowledged, by the index of its entry: declared so, or deleted.
+    acknowledged: BTreeMap<VipName, (u64, Option<VipSpec>)>,
     /// The newest state that each process has shown, by node.
     shown: BTreeMap<usize, Shown>,
     /// Since when every VIP is answered without a break.
@@ -80,7 +94,8 @@ impl Oracle {
             vips: BTreeMap::new(),
             revision: 0,
             asked: BTreeMap::new(),
-            acknowledged: BTreeSet::new(),
+            outcomes: Vec::new(),
+            acknowledged: BTreeMap::new(),
             shown: BTreeMap::new(),
             served_since: None,
         }
@@ -120,6 +135,12 @@ impl Oracle {
                     Some(command) => self.apply(entry.id, command),
                     None => self.begin(entry.id),
                 }
+                let invented = entry.command.as_ref().filter(|command| {
+                    !matches!(command, Command::Assign { .. }) && !self.asked.values().any(|asked| asked == *command)
+                });
+                if let Some(command) = invented {
+                    self.found(format!("log: n{} applied {command:?}, which nobody asked for", node + 1));
+                }
             }
             None => self.found(format!("log: n{} applied {index} after {} entries", node + 1, self.log.len())),
         }
@@ -127,6 +148,7 @@ impl Oracle {
 
     /// A leader's first entry makes it the owner of all.
     fn begin(&mut self, id: LogId) {
+        self.outcomes.push(Verdict::Changed);
         for vip in self.vips.values_mut() {
             vip.assigned = Some((id.by.node, Epoch(id.index), id.by));
             self.revision = id.index;
@@ -136,15 +158,16 @@ impl Oracle {
     /// The second machine: plain, and strict about who decided what.
     fn apply(&mut self, id: LogId, command: &Command) {
         let changed = match command {
-            Command::DeclareVip(spec) => {
-                let free = !self.vips.contains_key(&spec.name)
-                    && self.vips.values().all(|vip| vip.spec.address != spec.address);
-                if free {
+            Command::DeclareVip(spec) => match self.vips.get(&spec.name) {
+                Some(known) if known.spec == *spec => Ok(false),
+                Some(_) => Err(()),
+                None if self.vips.values().any(|vip| vip.spec.address == spec.address) => Err(()),
+                None => {
                     self.vips.insert(spec.name.clone(), Vip { spec: spec.clone(), assigned: None });
+                    Ok(true)
                 }
-                free
-            }
-            Command::DeleteVip(name) => self.vips.remove(name).is_some(),
+            },
+            Command::DeleteVip(name) => Ok(self.vips.remove(name).is_some()),
             Command::Assign { by, owner, claims, .. } => {
                 let mut any = false;
                 for claim in claims.iter().filter(|_| *by == id.by && *owner == by.node) {
@@ -154,17 +177,23 @@ impl Oracle {
                         any = true;
                     }
                 }
-                any
+                Ok(any)
             }
-            Command::Form(_) | Command::RegisterNode { .. } => false,
+            Command::Form(_) | Command::RegisterNode { .. } => Ok(false),
         };
-        if changed {
+        if changed == Ok(true) {
             self.revision = id.index;
         }
+        self.outcomes.push(match changed {
+            Ok(true) => Verdict::Changed,
+            Ok(false) => Verdict::Unchanged(self.revision),
+            Err(()) => Verdict::Refused,
+        });
     }
 
     /// A node's state against the second machine's, and against what it was.
     pub(crate) fn compare(&mut self, node: usize, applied: Option<LogId>, cluster: &Cluster) {
+        self.check_nothing_lost(node, applied, cluster);
         let epochs: BTreeMap<_, _> = (cluster.vips.iter())
             .filter_map(|(name, vip)| Some((name.clone(), (vip.declared_at, vip.assignment?.epoch))))
             .collect();
@@ -202,14 +231,64 @@ impl Oracle {
         self.shown.remove(&node);
     }
 
-    /// An operator has an answer.
+    /// An operator has an answer: it must rest on an entry that is committed, and of which the same came.
     pub(crate) fn answered(&mut self, request: u64, outcome: &Outcome) {
-        let Outcome::Changed { revision } = outcome else { return };
-        let entry = usize::try_from(*revision).ok().and_then(|at| self.log.get(at));
-        let there = entry.is_some_and(|entry| entry.command.as_ref() == self.asked.get(&request));
-        self.acknowledged.insert(request);
-        if !there {
-            self.found(format!("log: request {request} was answered with {outcome:?}, which is not committed"));
+        let Some(command) = self.asked.get(&request) else { return };
+        let same = |index: usize| {
+            let verdict = match (outcome, self.outcomes.get(index)) {
+                (Outcome::Changed { revision }, Some(Verdict::Changed)) => *revision == index as u64,
+                (Outcome::Unchanged { revision }, Some(Verdict::Unchanged(stands))) => revision == stands,
+                (Outcome::Refused(_), Some(Verdict::Refused)) => true,
+                _ => false,
+            };
+            verdict && self.log[index].command.as_ref() == Some(command)
+        };
+        let Some(index) = (0..self.log.len()).rev().find(|index| same(*index)) else {
+            return self.found(format!("log: request {request} was answered with {outcome:?}, which is not committed"));
+        };
+        let (name, spec) = match (command, outcome) {
+            (Command::DeclareVip(spec), Outcome::Changed { .. } | Outcome::Unchanged { .. }) => {
+                (spec.name.clone(), Some(spec.clone()))
+            }
+            (Command::DeleteVip(name), Outcome::Changed { .. } | Outcome::Unchanged { .. }) => (name.clone(), None),
+            _ => return,
+        };
+        let index = index as u64;
+        let newest = self.acknowledged.entry(name).or_insert_with(|| (index, spec.clone()));
+        if newest.0 < index {
+            *newest = (index, spec);
+        }
+    }
+
+    /// What was acknowledged is in the state of a node that has applied that far, unless somebody undid it since.
+    fn check_nothing_lost(&mut self, node: usize, applied: Option<LogId>, cluster: &Cluster) {
+        let Some(applied) = applied.map(|id| id.index) else { return };
+        let lost = self.acknowledged.iter().find(|(name, (index, spec))| {
+            let there = cluster.vips.get(name).map(|vip| &vip.spec);
+            let undone = || {
+                let since = self.log.iter().filter(|entry| *index < entry.id.index && entry.id.index <= applied);
+                since.filter_map(|entry| entry.command.as_ref()).any(|command| match command {
+                    Command::DeclareVip(spec) => spec.name == **name,
+                    Command::DeleteVip(other) => other == *name,
+                    _ => false,
+                })
+            };
+            *index <= applied && there != spec.as_ref() && !undone()
+        });
+        if let Some((name, (index, spec))) = lost {
+            let was = if spec.is_some() { "declared" } else { "deleted" };
+            let what =
+                format!("lost: {name} was acknowledged as {was} at {index}, but not on n{} at {applied}", node + 1);
+            self.found(what);
+        }
+    }
+
+    /// Whoever may answer for VIPs has applied all that was acknowledged.
+    fn check_nothing_missed(&mut self, node: usize, applied: Option<LogId>) {
+        let newest = self.acknowledged.values().map(|(index, _)| *index).max();
+        if newest > applied.map(|id| id.index) {
+            let what = format!("lost: n{} has a lease, and not the entry {newest:?}, which was acknowledged", node + 1);
+            self.found(what);
         }
     }
 
@@ -246,11 +325,8 @@ impl World {
         // A deadline that is written when it has passed, by a process that was stopped, opens nothing (R11).
         let opens = self.local(node) < deadline;
         for other in (0..self.nodes.len()).filter(|other| opens && *other != node && self.nodes[*other].power) {
-            let (kernel, clock) = (&self.nodes[other].kernel, &self.nodes[other].clock);
-            if kernel.deadline == vip_core::BootInstant::ZERO && kernel.lapsed.is_none() {
-                continue;
-            }
-            let ends = kernel.lapsed.unwrap_or_else(|| clock.when(kernel.deadline));
+            let Some(ends) = self.lease_ends(other) else { continue };
+            let kernel = &self.nodes[other].kernel;
             if ends > self.now {
                 let (more, of) = ((ends - self.now) / 1000, kernel.lease_of);
                 self.oracle.found(format!(
@@ -268,21 +344,31 @@ impl World {
                 ));
             }
         }
+        if opens && let Some(process) = &self.nodes[node].process {
+            self.oracle.check_nothing_missed(node, process.raft.applied);
+        }
+        let lapsed = if opens { None } else { self.lease_ends(node) };
         let kernel = &mut self.nodes[node].kernel;
         kernel.deadline = deadline;
         kernel.lease_of = Some(leadership);
-        kernel.lapsed = None;
+        kernel.lapsed = lapsed;
+    }
+
+    /// When in true time the newest lease of a kernel ends or ended, if it ever had one.
+    pub(crate) fn lease_ends(&self, node: usize) -> Option<Nanos> {
+        let (kernel, clock) = (&self.nodes[node].kernel, &self.nodes[node].clock);
+        let told = || (kernel.deadline != vip_core::BootInstant::ZERO).then(|| clock.when(kernel.deadline));
+        kernel.lapsed.or_else(told)
     }
 
     /// A deadline is zeroed.
     pub(crate) fn disarm(&mut self, node: usize) {
         self.trace.line(self.now, || format!("n{} zeroes its deadline", node + 1));
-        // What passed until now may be queued still.
-        let open = self.local(node) < self.nodes[node].kernel.deadline;
-        let now = self.now;
+        // What passed until then may be queued still.
+        let ended = self.lease_ends(node).map(|ends| ends.min(self.now));
         let kernel = &mut self.nodes[node].kernel;
         kernel.deadline = vip_core::BootInstant::ZERO;
-        kernel.lapsed = open.then_some(now);
+        kernel.lapsed = ended;
     }
 
     /// R8, before an effect.
@@ -353,13 +439,24 @@ impl World {
 
     // ---- after healing ----
 
+    /// At the end of a run in which all went well.
+    pub(crate) fn check_the_end(&mut self) {
+        for node in 0..self.nodes.len() {
+            if let Some(process) = &self.nodes[node].process {
+                self.oracle.compare(node, process.raft.applied, &process.raft.cluster);
+            }
+        }
+    }
+
     /// Whether all is well, and has been for a while.
     pub(crate) fn settled(&self) -> bool {
         let calm = self.oracle.served_since.is_some_and(|since| self.now - since > 4 * self.plan.lease());
         calm && self.nodes.iter().all(|node| {
-            node.process.as_ref().is_some_and(|process| {
-                process.raft.applied.map(|id| id.index + 1) == Some(self.oracle.committed() as u64)
-            })
+            // A node whose disk stands still cannot be expected to keep up.
+            node.stall.stands
+                || node.process.as_ref().is_some_and(|process| {
+                    process.raft.applied.map(|id| id.index + 1) == Some(self.oracle.committed() as u64)
+                })
         })
     }
 
@@ -372,6 +469,57 @@ impl World {
         let what = if served { "the nodes do not agree" } else { "not every VIP is answered" };
         let committed = self.oracle.committed();
         let budget = self.plan.budget() / MS;
-        self.oracle.found(format!("I2: {budget} ms after healing {what}; applied {applied:?} of {committed} entries"));
+        let since = self.phase_name();
+        self.oracle.found(format!("I2: {budget} ms after {since} {what}; applied {applied:?} of {committed} entries"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vip_core::LeaseTiming;
+
+    use super::*;
+    use crate::dice::Dice;
+    use crate::plan::Plan;
+    use crate::start::Stage;
+    use crate::trace::Trace;
+
+    /// What the judge says of another lease `later` after one of 10 ms ended, and `end` was done 1 ms after its end. q = 20 ms.
+    fn found(later: Nanos, end: impl Fn(&mut World)) -> Option<String> {
+        let ms = Duration::from_millis;
+        let timing = LeaseTiming { lease: ms(100), clock_drift_ppm: 0, queue_time: ms(20) };
+        let mut world = World::new(Plan::quiet(timing), Dice::new(7), &[], Trace::new(false));
+        let lease = |world: &mut World, node, term| {
+            let deadline = world.local(node) + ms(10);
+            world.arm(node, Leadership { term, node: NodeId(node as u64 + 1) }, deadline);
+        };
+        lease(&mut world, 0, 1);
+        world.now += 11 * MS;
+        end(&mut world);
+        world.now += later - MS;
+        lease(&mut world, 1, 2);
+        world.oracle.violation
+    }
+
+    #[test]
+    fn frames_count_that_are_queued_when_a_lease_is_zeroed_that_has_passed() {
+        let ends: [fn(&mut World); 3] = [|_| {}, |world| world.disarm(0), |world| world.prepare(0, Stage::Zero)];
+        for (number, end) in ends.into_iter().enumerate() {
+            let soon = found(15 * MS, end);
+            assert!(soon.is_some_and(|found| found.contains("15000 us after n1's")), "end {number}");
+            assert_eq!(found(21 * MS, end), None, "end {number}");
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_when_it_is_zeroed_before_its_deadline() {
+        let early = |world: &mut World| {
+            world.now -= 6 * MS;
+            world.disarm(0);
+        };
+        assert!(found(15 * MS, early).is_some_and(|found| found.contains("14000 us after n1's")));
+        assert_eq!(found(22 * MS, early), None);
     }
 }

@@ -117,6 +117,8 @@ pub struct Plan {
     pub loss: u64,
     /// How many in a hundred messages come twice.
     pub twice: u64,
+    /// Whether disks stand still.
+    pub stalls: bool,
     /// The least and the most between two faults.
     pub pace: (Nanos, Nanos),
     /// When faults begin, and when they end.
@@ -151,6 +153,7 @@ impl Plan {
             disk: if dice.percent(50) { (100 * US, 800 * US) } else { (300 * US, 5 * MS) },
             loss: dice.pick(&[0, 1, 3]),
             twice: dice.pick(&[0, 2]),
+            stalls: dice.aside().percent(50),
             pace: (unit / 20, unit * dice.between(4, 14) / 10),
             chaos: (unit * 2, end),
             faults,
@@ -171,6 +174,7 @@ impl Plan {
             disk: (100 * US, 100 * US),
             loss: 0,
             twice: 0,
+            stalls: false,
             pace: (u64::MAX / 4, u64::MAX / 4),
             chaos: (u64::MAX / 4, u64::MAX / 2),
             faults: Vec::new(),

@@ -90,6 +90,10 @@ pub(crate) struct AppendIn {
     pub(crate) entries: Vec<Arc<crate::store::Entry>>,
     /// How far the leader has committed.
     pub(crate) committed: Option<LogId>,
+    /// When it came, by the own clock.
+    pub(crate) came_at: vip_core::BootInstant,
+    /// The leader has hung up: its handler is gone.
+    pub(crate) hung_up: bool,
 }
 
 /// A follower as its leader sees it.

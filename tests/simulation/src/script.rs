@@ -7,6 +7,7 @@ use crate::faults::spec;
 use crate::omission::Omission;
 use crate::plan::{MS, Nanos, Plan};
 use crate::raft::{Input, Responder};
+use crate::stall::Moment;
 use crate::trace::Trace;
 use crate::world::{Event, World};
 
@@ -85,9 +86,29 @@ impl Script {
         self.world.at(now, Event::Start { node });
     }
 
+    /// The same, and nothing of what was being written is there.
+    pub fn restart_with_nothing_written(&mut self, node: usize) {
+        self.world.kill(node, false);
+        self.world.oracle.restarted(node);
+        let now = self.world.now;
+        self.world.at(now, Event::Start { node });
+    }
+
     /// Stops the daemon for a while.
     pub fn freeze(&mut self, node: usize, ms: u64) {
         self.world.freeze(node, ms * MS);
+    }
+
+    /// The disk of `node` stands still, until the daemon is killed, from its next sync on that has a vote in it; else from
+    /// the next with an entry.
+    pub fn disk_stands_still(&mut self, node: usize, with_a_vote: bool) {
+        self.world.stall(node, if with_a_vote { Moment::Vote } else { Moment::Entry }, None);
+    }
+
+    /// Whether the disk of `node` stands still.
+    #[must_use]
+    pub fn disk_stands(&self, node: usize) -> bool {
+        self.world.nodes[node].stall.stands
     }
 
     /// Ends the daemon in order.
@@ -106,6 +127,77 @@ impl Script {
             .collect();
         let command = Command::Assign { by: decided, owner: by.node, kind: LeaseKind::Leader, claims };
         self.world.propose_here(leader, command, Responder::Agent);
+    }
+
+    /// A cluster whose nodes are started and have not heard of each other yet.
+    #[must_use]
+    pub fn beginning(plan: Plan, without: &[Omission]) -> Self {
+        let mut script = Self { world: World::new(plan, Dice::new(7), without, Trace::new(true)) };
+        let nodes = script.world.nodes.len();
+        for (a, b) in (0..nodes).flat_map(|a| (0..a).map(move |b| (a, b))) {
+            script.cut(a, b);
+        }
+        script.pass_ms(40);
+        script
+    }
+
+    /// Lets time pass until something is so, for at most this long. Whether it came to be.
+    pub fn pass_until(&mut self, ms: u64, so: impl Fn(&Self) -> bool) -> bool {
+        let end = self.world.now + ms * MS;
+        self.world.at(end, Event::Cue);
+        loop {
+            if so(self) {
+                return true;
+            }
+            if self.world.now >= end || !self.world.step(end) {
+                return false;
+            }
+        }
+    }
+
+    /// Whether the engine of `node` leads.
+    #[must_use]
+    pub fn leads(&self, node: usize) -> bool {
+        self.world.nodes[node].process.as_ref().is_some_and(|process| process.raft.leader.is_some())
+    }
+
+    /// Whether `node` stands for election.
+    #[must_use]
+    pub fn stands(&self, node: usize) -> bool {
+        self.world.nodes[node].process.as_ref().is_some_and(|process| process.raft.candidate.is_some())
+    }
+
+    /// Whether the kernel of `node` has a lease that runs.
+    #[must_use]
+    pub fn armed(&self, node: usize) -> bool {
+        self.world.local(node) < self.world.nodes[node].kernel.deadline
+    }
+
+    /// Whether `node` hands its leadership over.
+    #[must_use]
+    pub fn hands_over(&self, node: usize) -> bool {
+        self.world.nodes[node].process.as_ref().is_some_and(|process| process.driver.transferring.is_some())
+    }
+
+    /// Asks through the API of `node` for a VIP more.
+    pub fn declare(&mut self, node: usize, name: &str, last: u8) {
+        self.world.request(node, Command::DeclareVip(spec(name, last, "eth0")));
+    }
+
+    /// The interface of the VIP has a carrier on `node`, or not.
+    pub fn carrier(&mut self, node: usize, there: bool) {
+        self.world.nodes[node].kernel.links.insert("eth0".to_owned(), there);
+        self.world.tell_links(node, 0);
+    }
+
+    /// Asks the others whether to stand, if the gate lets it.
+    pub fn ask(&mut self, node: usize) -> bool {
+        let now = self.world.local(node);
+        let open = self.world.process(node).gate.check_campaign(now).is_ok();
+        if open {
+            self.world.engine(node, Input::PreElect);
+        }
+        open
     }
 
     /// Stands as openraft does without a pre-vote, if the gate lets it.

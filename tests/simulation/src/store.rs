@@ -123,6 +123,19 @@ impl Store {
         true
     }
 
+    /// Whether what is being written has votes in it, and entries.
+    #[must_use]
+    pub(crate) fn writes(&self) -> (bool, bool) {
+        let any = |is: fn(&Job) -> bool| self.writing.iter().any(is);
+        (any(|job| matches!(job, Job::Vote(..))), any(|job| matches!(job, Job::Append(_))))
+    }
+
+    /// Whether something is being written, and somebody waits for more.
+    #[must_use]
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.writing.is_empty() && self.awaited_writing < self.awaited
+    }
+
     /// The commit is done; returns the votes that are durable now.
     pub(crate) fn finish_commit(&mut self, disk: &mut Disk) -> Vec<HeldVote> {
         self.durable = self.awaited_writing;

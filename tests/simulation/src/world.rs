@@ -13,6 +13,8 @@ use crate::omission::{Omission, Part};
 use crate::oracle::Oracle;
 use crate::plan::{MS, Nanos, Plan, US, nanos};
 use crate::raft::{AppendIn, Raft};
+use crate::stall::{Probe, Stall};
+use crate::start::Stage;
 use crate::store::{Disk, LogId, Store};
 use crate::trace::Trace;
 
@@ -52,6 +54,8 @@ pub(crate) enum Step {
     TimedOut { peer: NodeId, lane: Lane, rpc: u64 },
     /// A peer is tried again.
     Replicate(NodeId),
+    /// Leaders hang up on appends that a disk holds back.
+    HangUp(u64),
     /// Something about the host reaches the daemon.
     Notice(Notice),
     /// A request is not waited for any more.
@@ -67,12 +71,16 @@ pub(crate) enum Event {
     Deliver(Box<Message>),
     /// A moment in a process.
     Step { node: usize, life: u32, step: Step },
-    /// A daemon is started: first its host is prepared.
+    /// A daemon is started.
     Start { node: usize },
+    /// It prepares its host.
+    Prepare { node: usize, life: u32, stage: Stage },
     /// Then it joins.
     Join { node: usize, life: u32 },
     /// Something goes wrong.
     Trouble,
+    /// A disk is going to stand still.
+    Stall,
     /// Something is right again.
     Repair(Repair),
     /// All is right again, for good.
@@ -90,6 +98,10 @@ pub(crate) enum Repair {
     Wake(usize),
     /// A disk is as before.
     Disk(usize),
+    /// A process is killed whose disk stands still.
+    Kill(usize, u64),
+    /// A disk does not stand still any more.
+    Stall(usize, u64),
     /// An interface has its carrier again.
     Link(usize, usize),
     /// Kernel operations work again.
@@ -155,6 +167,7 @@ pub(crate) struct Node {
     pub(crate) kernel: Kernel,
     pub(crate) disk: Disk,
     pub(crate) slow_disk: bool,
+    pub(crate) stall: Stall,
     /// The host has power.
     pub(crate) power: bool,
     pub(crate) asleep: Option<BootInstant>,
@@ -209,6 +222,8 @@ pub struct Counts {
     pub acquired: u64,
     /// Faults.
     pub faults: u64,
+    /// Times that a disk stood still.
+    pub stalls: u64,
 }
 
 /// Everything.
@@ -216,6 +231,8 @@ pub struct Counts {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) dice: Dice,
+    /// For disks that stand still.
+    pub(crate) aside: Dice,
     pub(crate) now: Nanos,
     queue: BinaryHeap<Reverse<Scheduled>>,
     number: u64,
@@ -232,6 +249,14 @@ pub(crate) struct World {
     restores_leaders: bool,
     pub(crate) counts: Counts,
     pub(crate) healed: Option<Nanos>,
+    /// What is made of I2.
+    pub(crate) probe: Probe,
+    /// Since when its budget counts.
+    pub(crate) phase_from: Nanos,
+    /// When it is over.
+    pub(crate) due: Nanos,
+    /// The longest that it took.
+    pub(crate) back_in: Option<Nanos>,
     pub(crate) requests: u64,
     pub(crate) declared: u64,
 }
@@ -248,6 +273,7 @@ impl World {
         let ids: BTreeSet<_> = (1..=plan.nodes as u64).map(NodeId).collect();
         let no_clock = missing.contains(&Part::KernelFence);
         let mut world = Self {
+            aside: dice.aside(),
             dice,
             now: 0,
             queue: BinaryHeap::new(),
@@ -263,6 +289,10 @@ impl World {
             restores_leaders: without.contains(&Omission::Core(vip_core::rules::Rule::NoLeaderRestored)),
             counts: Counts::default(),
             healed: None,
+            probe: Probe::Over,
+            phase_from: 0,
+            due: plan.chaos.1 + plan.budget(),
+            back_in: None,
             requests: 0,
             declared: 0,
             plan,
@@ -275,6 +305,7 @@ impl World {
                 kernel: Kernel::booted(&LINKS, no_clock),
                 disk: Disk { vote: None, log: vec![crate::oracle::first_entry()], committed: Some(0) },
                 slow_disk: false,
+                stall: Stall::default(),
                 power: true,
                 asleep: None,
                 frozen: false,
@@ -292,6 +323,7 @@ impl World {
         let (from, to) = world.plan.chaos;
         world.at(from, Event::Trouble);
         world.at(to, Event::Heal);
+        world.begin_stalls();
         world
     }
 
@@ -386,15 +418,28 @@ impl World {
                 }
             }
             Event::Start { node } => self.start(node),
+            Event::Prepare { node, .. } | Event::Join { node, .. }
+                if self.nodes[node].frozen || self.nodes[node].asleep.is_some() =>
+            {
+                self.nodes[node].backlog.push(event);
+            }
+            Event::Prepare { node, life, stage } => {
+                if self.nodes[node].life == life && self.nodes[node].starting {
+                    self.prepare(node, stage);
+                }
+            }
             Event::Join { node, life } => {
-                let held = self.nodes[node].frozen || self.nodes[node].asleep.is_some();
-                if held {
-                    self.nodes[node].backlog.push(event);
-                } else if self.nodes[node].life == life && self.nodes[node].starting {
+                if self.nodes[node].life != life || !self.nodes[node].starting {
+                    // It is gone.
+                } else if self.nodes[node].stall.stands {
+                    // The store cannot be opened.
+                    self.at(self.now + 5 * MS, event);
+                } else {
                     self.join(node);
                 }
             }
             Event::Trouble => self.trouble(),
+            Event::Stall => self.next_stall(),
             Event::Repair(repair) => self.repair(repair),
             Event::Heal => self.heal(),
             Event::Cue => {}
@@ -449,6 +494,7 @@ impl World {
             Step::Replicate(peer) => self.engine(node, crate::raft::Input::Replicate { peer }),
             Step::Notice(notice) => self.notice(node, notice),
             Step::CountVotes => self.count_votes(node),
+            Step::HangUp(number) => self.hang_up(node, number),
             Step::Unanswered(index) => self.unanswered(node, index),
             Step::End(polls) => self.end_of_process(node, polls),
         }
@@ -514,34 +560,6 @@ impl World {
 
     // ---- starting and ending ----
 
-    /// R7, before a daemon joins.
-    fn start(&mut self, node: usize) {
-        let (zero, shut, sweep) =
-            (self.has(Part::ZeroAtStart), self.has(Part::ShutAtStart), self.has(Part::SweepAtStart));
-        let host = &mut self.nodes[node];
-        if !host.power || host.process.is_some() || host.starting {
-            return;
-        }
-        if zero {
-            host.kernel.deadline = BootInstant::ZERO;
-            host.kernel.lapsed = None;
-        }
-        if shut {
-            host.kernel.slots.values_mut().for_each(|slot| *slot = crate::host::Slot::Shut);
-            host.kernel.stuck.clear();
-        }
-        if sweep {
-            host.kernel.addresses.clear();
-        }
-        host.kernel.released.clear();
-        host.life += 1;
-        host.starting = true;
-        let life = host.life;
-        self.trace.line(self.now, || format!("n{} starts (process {life})", node + 1));
-        let after = self.dice.between(500 * US, 10 * MS);
-        self.at(self.now + after, Event::Join { node, life });
-    }
-
     fn join(&mut self, node: usize) {
         let now = self.local(node);
         let timing = self.plan.timing;
@@ -585,6 +603,9 @@ impl World {
         host.process = Some(Box::new(process));
         self.trace.line(self.now, || format!("n{} joins with vote {vote:?}, pristine {pristine}", node + 1));
         self.commit_upto(node, committed);
+        if !self.has(Part::WholeState) {
+            let _ = std::sync::Arc::make_mut(&mut self.process(node).raft.cluster).vips.pop_first();
+        }
         if restore {
             self.restore_leader(node);
         }
@@ -599,6 +620,11 @@ impl World {
     /// The process is gone; the kernel goes on.
     pub(crate) fn crash(&mut self, node: usize) {
         let written = self.dice.percent(50);
+        self.kill(node, written);
+    }
+
+    /// The same, and what was being written is there or not.
+    pub(crate) fn kill(&mut self, node: usize, written: bool) {
         let host = &mut self.nodes[node];
         if let Some(process) = host.process.take() {
             process.store.crash(&mut host.disk, written);
@@ -606,6 +632,7 @@ impl World {
         host.starting = false;
         host.frozen = false;
         host.backlog.clear();
+        self.stall_outlives(node);
         self.trace.line(self.now, || format!("n{} is killed", node + 1));
     }
 
