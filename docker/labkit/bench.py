@@ -37,7 +37,7 @@ def run_bench(hosts, faults, trials, *, as_json=False, output=None, markdown=Non
                 # The budget is told, not judged: a percentile of few trials is no percentile.
                 result = run_step(hosts, observer, steps[FAULTS[fault]], math.inf, lambda text: None)
                 results.append(result)
-                del result["limit_ms"]
+                del result["limit_ms"], result["after_heal_limit_ms"]
                 write(sink, {"fault": fault, "trial": number, **result})
                 if not result["passed"]:
                     say(f"{fault}, trial {number}: {result['problem']}")

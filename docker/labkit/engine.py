@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,16 @@ PROJECT = "vipd-lab"
 IMAGE = "vipd-lab"
 BASE_IMAGE = "vipd-lab-base"
 PULLED_BASE = "debian:bookworm-slim"
+PULLED_RUST = "rust:1-bookworm"
 PROGRAMS = ("vipd", "vipctl", "vip-lab")
 # Tells which programs and scripts an image was made of.
 LABEL = "vipd.lab.contents"
+# Tells which images were pulled for it and not there before: `down` removes them, too.
+PULLED_LABEL = "vipd.lab.pulled"
+# The image of the stage that compiles, which the classic builder leaves behind without a name.
+BUILD_STAGE_LABEL = "vipd.made-by=lab"
+# By this `docker/engine` ends where an engine cannot be had.
+CANNOT = 3
 
 
 class LabError(Exception):
@@ -82,10 +91,21 @@ class Engine:
             words = ""
             for words in starting.stderr:
                 say(words.rstrip())
-            if starting.wait() != 0:
-                raise Unavailable(f"cannot start a container engine for the lab: {words.removeprefix('engine: ').strip()}")
+            if code := starting.wait():
+                kind = Unavailable if code == CANNOT else LabError
+                raise kind(f"cannot start a container engine for the lab: {words.removeprefix('engine: ').strip()}")
             engine = cls.get()
         return engine
+
+    @staticmethod
+    def own_is_there():
+        """Whether `docker/engine` has started an engine that was not stopped by it, even if it does not run any more."""
+        return run([DOCKER_DIR / "engine", "exists"], check=False).returncode == 0
+
+    @staticmethod
+    def stop_own():
+        """Ends the lab's own engine, or what is left of it."""
+        run([DOCKER_DIR / "engine", "stop"])
 
     @staticmethod
     def _own_socket():
@@ -99,13 +119,23 @@ class Engine:
     def docker(self, *args, **more):
         return run(["docker", *args], **more)
 
-    def compose(self, *args, **more):
-        if run(["docker", "compose", "version"], check=False).returncode == 0:
+    @staticmethod
+    def compose_command():
+        """What is called for compose: as VIPD_LAB_COMPOSE says, or the one that is there."""
+        if told := os.environ.get("VIPD_LAB_COMPOSE"):
+            command = shlex.split(told)
+            if not shutil.which(command[0]):
+                raise LabError(f"VIPD_LAB_COMPOSE: there is no program {command[0]}")
+        elif run(["docker", "compose", "version"], check=False).returncode == 0:
             command = ["docker", "compose"]
         elif shutil.which("docker-compose"):
             command = ["docker-compose"]
         else:
             raise Unavailable("neither `docker compose` nor `docker-compose` is there: install one of them")
+        return command
+
+    def compose(self, *args, **more):
+        command = self.compose_command()
         files = ["compose.yaml"]
         # docker/engine has given containers a share of the real-time scheduling, where it needs giving.
         if self.own and Path("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists():
@@ -126,24 +156,47 @@ class Engine:
 
     # The image
 
-    def image_label(self, image):
-        done = self.docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{LABEL}"}}}}', image, check=False)
+    def has_image(self, image):
+        return self.docker("image", "inspect", image, check=False).returncode == 0
+
+    def image_label(self, image, label=LABEL):
+        done = self.docker("image", "inspect", "--format", f'{{{{index .Config.Labels "{label}"}}}}', image, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
+
+    def absent(self, *images):
+        """Those that are not there, and those that an earlier build of the lab's image has pulled."""
+        pulled = (self.image_label(IMAGE, PULLED_LABEL) or "").split()
+        return [image for image in images if image in pulled or not self.has_image(image)]
+
+    def remove_images(self):
+        """Removes every image that the lab made or pulled. One that something else uses by now stays."""
+        pulled = (self.image_label(IMAGE, PULLED_LABEL) or "").split()
+        for image in (IMAGE, BASE_IMAGE):
+            self.docker("image", "rm", image, check=False)
+        # Former images of the lab, and what building them has left.
+        for label in (LABEL, BUILD_STAGE_LABEL):
+            self.docker("image", "prune", "-f", "--filter", f"label={label}", check=False)
+        for image in pulled:
+            self.docker("image", "rm", image, check=False)
 
     def ensure_image(self, programs, from_source):
         """Builds the lab's image unless it is made of these very files already."""
         programs = None if from_source else find_programs(programs)
         if programs is None:
             say("building the image from source, which takes minutes the first time")
-            file = str(DOCKER_DIR / "Dockerfile")
-            done = subprocess.run(["docker", "build", "-f", file, "--target", "lab", "-t", IMAGE, str(ROOT)])
+            arguments = ["--target", "lab", "-t", IMAGE, "--label", f"{LABEL}=source"]
+            arguments += ["--label", f"{PULLED_LABEL}={' '.join(self.absent(PULLED_BASE, PULLED_RUST))}"]
+            arguments += ["--build-arg", f"VIPD_COMMIT={commit()}", "--build-arg", "MADE_BY=lab"]
+            done = subprocess.run(["docker", "build", "-f", DOCKER_DIR / "Dockerfile", *arguments, ROOT])
             if done.returncode != 0:
                 raise LabError("cannot build the image from source. Where no image can be pulled, `make build` first")
             return
         contents = digest([*(programs / name for name in PROGRAMS), *container_files()])
         if self.image_label(IMAGE) == contents:
             return
+        pulled = self.absent(PULLED_BASE)
         base = self.base_image()
+        pulled = pulled if base == PULLED_BASE else []
         say(f"making the image of {programs}")
         with tempfile.TemporaryDirectory(prefix="vipd-lab-") as context:
             context = Path(context)
@@ -155,7 +208,7 @@ class Engine:
             network = ["--network", "none"] if self.own else []
             self.docker(
                 "build", *network, "--target", "prebuilt", "--build-arg", f"BASE={base}", "--label", f"{LABEL}={contents}",
-                "-t", IMAGE, str(context), timeout=300,
+                "--label", f"{PULLED_LABEL}={' '.join(pulled)}", "-t", IMAGE, str(context), timeout=300,
             )  # fmt: skip
         for name in PROGRAMS:
             done = self.docker("run", "--rm", "--network", "none", IMAGE, name, "--version", check=False)
@@ -167,10 +220,9 @@ class Engine:
 
     def base_image(self):
         """The image to build upon: the pulled one, or one made of Debian's packages where none can be pulled."""
-        if self.docker("image", "inspect", BASE_IMAGE, check=False).returncode == 0:
-            return BASE_IMAGE
-        if self.docker("image", "inspect", PULLED_BASE, check=False).returncode == 0:
-            return PULLED_BASE
+        for image in (BASE_IMAGE, PULLED_BASE):
+            if self.has_image(image):
+                return image
         if not self.own:
             say(f"pulling {PULLED_BASE}")
             try:
@@ -185,8 +237,6 @@ class Engine:
         say("making a base image of Debian's packages, which takes about a minute")
         with tempfile.TemporaryDirectory(prefix="vipd-lab-base-") as tree:
             debootstrap(tree)
-            for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
-                shutil.rmtree(Path(tree) / unneeded, ignore_errors=True)
             tar = subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE)
             done = subprocess.run(["docker", "import", "-", BASE_IMAGE], stdin=tar.stdout, capture_output=True, text=True)
             if tar.wait() != 0 or done.returncode != 0:
@@ -194,10 +244,19 @@ class Engine:
         return BASE_IMAGE
 
 
+# What debootstrap says where no mirror answers, or where it may not mount or make devices.
+BEYOND_US = "not done within|[Ff]ailed getting|[Cc]ouldn't download|[Cc]annot install into|not permitted|[Ii]nvalid Release"
+
+
 def debootstrap(tree):
-    """Debian 12 with what the lab needs, in a directory."""
+    """The files of Debian 12 and of what the lab needs, in a directory.
+
+    Unpacked and not configured, which takes half of the time: an image that is never installed into needs no more than
+    users and the cache of libraries.
+    """
+    tree = Path(tree)
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    command = ["debootstrap", "--variant=minbase", "--include=iproute2,nftables", "bookworm", tree]
+    command = ["debootstrap", "--foreign", "--variant=minbase", "--include=iproute2,nftables", "bookworm", tree]
     # A mirror that hangs is ended by `timeout`, by SIGTERM: debootstrap unmounts what it has mounted then.
     done = run(["timeout", "-k", "20", "240", *command], timeout=300, env=environment, check=False)
     # The directory will be removed, and nothing that is mounted there with it.
@@ -206,7 +265,35 @@ def debootstrap(tree):
             run(["umount", "-l", mounted], check=False)
     if done.returncode != 0:
         words = (done.stderr or done.stdout).splitlines()[-2:] if done.returncode not in (124, 137) else ["not done within 240 s"]
-        raise Unavailable(f"cannot make a base image: debootstrap: {' '.join(words)}")
+        # Whatever else it complains of may be our doing.
+        kind = Unavailable if re.search(BEYOND_US, " ".join(words)) else LabError
+        raise kind(f"cannot make a base image: debootstrap: {' '.join(words)}")
+    # It has unpacked what every Debian needs; the rest was only fetched.
+    for package in (tree / "debootstrap/base").read_text().split():
+        for archive in (tree / "var/cache/apt/archives").glob(f"{package}_*.deb"):
+            run(["sh", "-ec", 'dpkg-deb --fsys-tarfile "$1" | tar -C "$2" -x --keep-directory-symlink', "sh", archive, tree])
+    for name in ("passwd", "group"):
+        shutil.copy(tree / f"usr/share/base-passwd/{name}.master", tree / f"etc/{name}")
+    run(["chroot", tree, "/sbin/ldconfig"], env=environment)
+    # In a container it leaves a link to /proc in its place.
+    if (proc := tree / "proc").is_symlink():
+        proc.unlink()
+        proc.mkdir()
+    for name in ("debootstrap", "var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+        shutil.rmtree(tree / name, ignore_errors=True)
+
+
+def commit():
+    """Which commit this tree is, for `--version`: the build in an image cannot see it. Empty outside of a repository."""
+    if told := os.environ.get("VIPD_COMMIT"):
+        return told
+    if not shutil.which("git"):
+        return ""
+    head = run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], check=False)
+    if head.returncode != 0:
+        return ""
+    changed = run(["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"], check=False).stdout.strip()
+    return head.stdout.strip() + (", modified" if changed else "")
 
 
 def find_programs(told):

@@ -66,9 +66,8 @@ class Hosts:
         return found
 
     def exec(self, host, *command, input=None):
-        name = "vipd-lab-client" if host == CLIENT else f"vipd-lab-{host}-host"
         interactive = ["-i"] if input is not None else []
-        return self.engine.docker("exec", *interactive, name, *command, input=input).stdout
+        return self.engine.docker("exec", *interactive, container_of(host), *command, input=input).stdout
 
     def vipctl(self, node, *args, check=True):
         return self.engine.docker("exec", f"vipd-lab-{node}", "vipctl", *args, check=check, timeout=20)
@@ -116,14 +115,15 @@ class Hosts:
             deaf = [name for name, whom in unheard.items() if host in whom]
             self._nft(host, links[host], elements("cut_in", unheard.get(host, [])) + elements("cut_out", deaf))
         rest = [host for host in unheard if host not in first]
-        self._each(lambda host: self._nft(host, links[host], elements("cut_in", unheard[host])), rest)
+        self.each(lambda host: self._nft(host, links[host], elements("cut_in", unheard[host])), rest)
 
     def loss(self, host, percent):
         """Drops this share of the frames in each direction, on all networks."""
         if not 0 <= percent <= 100:
             raise LabError(f"{percent} %: between 0 and 100")
         rule = "drop" if percent == 100 else f"numgen random mod 100 < {percent} drop"
-        self._nft(host, self.links(host), f"flush chain {TABLE} loss\nadd rule {TABLE} loss {rule}\n")
+        added = f"add rule {TABLE} loss {rule}\n" if percent else ""
+        self._nft(host, self.links(host), f"flush chain {TABLE} loss\n{added}")
 
     def isolate(self, host):
         """Nobody hears the host, nor it anybody; the carrier stays."""
@@ -139,19 +139,23 @@ class Hosts:
     def heal(self):
         """Ends partitions, isolation and loss, and gives every link its carrier. Daemons stay as they are."""
         links = self._all_links(HOSTS)
-        self._each(lambda host: self.exec(host, "nft", "-f", "-", input=f"add table {TABLE}\ndelete table {TABLE}\n"), HOSTS)
+        self.each(lambda host: self.exec(host, "nft", "-f", "-", input=f"add table {TABLE}\ndelete table {TABLE}\n"), HOSTS)
         dead = [link["peer"] for of_host in links.values() for link in of_host.values() if not link["carrier"]]
         if dead:
             self._set_links(dead, up=True)
 
-    def faults(self, host):
-        """What is wrong with a host's network, in words."""
-        links = self.links(host)
+    def faults(self):
+        """By host: what is wrong with its network, in words."""
+        links = self._all_links(HOSTS)
+        return dict(zip(HOSTS, self.each(lambda host: self._faults(host, links), HOSTS)))
+
+    def _faults(self, host, all_links):
+        links = all_links[host]
         found = [f"{network} link down" for network, link in sorted(links.items()) if not link["carrier"]]
         listing = self.engine.docker("exec", container_of(host), "nft", "-j", "list", "table", *TABLE.split(), check=False)
         if listing.returncode != 0:
             return found
-        known = {link["mac"]: name for name, of_host in self._all_links(HOSTS).items() for link in of_host.values()}
+        known = {link["mac"]: name for name, of_host in all_links.items() for link in of_host.values()}
         for item in json.loads(listing.stdout)["nftables"]:
             cut = item.get("set", {})
             if cut.get("name") == "cut_in" and (unheard := cut.get("elem")):
@@ -187,10 +191,11 @@ class Hosts:
 
     def _all_links(self, hosts):
         hosts = sorted(hosts)
-        return dict(zip(hosts, self._each(self.links, hosts)))
+        return dict(zip(hosts, self.each(self.links, hosts)))
 
     @staticmethod
-    def _each(job, items):
+    def each(job, items):
+        """Does the job for all of them at once; the results in their order."""
         items = list(items)
         with ThreadPoolExecutor(max_workers=max(1, len(items))) as pool:
             return list(pool.map(job, items))

@@ -88,6 +88,11 @@ def outage(window):
     return max(vip["outage_ms"] for vip in window["vips"])
 
 
+def last_frame(window):
+    """When anybody spoke for any VIP last, in milliseconds from the beginning of the window."""
+    return max((turn["last_ms"] for vip in window["vips"] for turn in vip["turns"]), default=0.0)
+
+
 def turns(window):
     """Who held the first VIP, one after another."""
     return [turn["host"] for turn in window["vips"][0]["turns"]]
