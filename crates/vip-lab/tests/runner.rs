@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stderr, reason = "a skipped test must be heard")]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ fn lab() -> anyhow::Result<Option<Lab>> {
         return Lab::builder().profile(Profile::Fast).vipd(Some(program)).start().map(Some);
     }
     assert!(std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_none(), "VIPD_TEST_REQUIRE_ROOT is set and this is not root");
-    eprintln!("SKIPPED: the lab makes network namespaces and needs root");
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED: the lab makes network namespaces and needs root");
     Ok(None)
 }
 
@@ -78,11 +79,11 @@ fn a_manager_without_a_fence_is_found_out() -> TestResult {
 fn keepalived_is_a_manager_like_others() -> TestResult {
     let manager = Manager::Keepalived100ms;
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: the lab makes network namespaces and needs root");
+        let _ = writeln!(std::io::stderr(), "\nSKIPPED: the lab makes network namespaces and needs root");
         return Ok(());
     }
     if let Err(error) = manager.find_program(None) {
-        eprintln!("SKIPPED: nothing was tested: {error:#}");
+        let _ = writeln!(std::io::stderr(), "\nSKIPPED: nothing was tested: {error:#}");
         return Ok(());
     }
     let lab = Lab::builder().manager(manager).vips(3).start()?;

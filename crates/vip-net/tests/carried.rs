@@ -1,7 +1,7 @@
 //! What a standby host carries for others and what it makes itself: frames of its containers and of the owner of
 //! an address pass, its own never do.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)] // tests: a panic is the verdict, and skipping is loud
+#![allow(clippy::unwrap_used)] // tests: a panic is the verdict
 
 #[macro_use]
 mod common;
@@ -283,7 +283,7 @@ fn an_answer_of_a_container_that_nat_gives_the_address_to_stays_in(kind: FenceKi
             "add rule ip t c ip daddr 10.9.0.7 dnat to 10.8.0.2",
         ];
         if !rules.iter().all(|rule| Command::new("nft").arg(rule).status().is_ok_and(|status| status.success())) {
-            eprintln!("SKIPPED: no NAT here (nft, CONFIG_NFT_NAT); nothing was tested");
+            tell_skipped("no NAT here (nft, CONFIG_NFT_NAT)");
             return;
         }
         let vip: std::net::Ipv4Addr = VIP4.parse().unwrap();

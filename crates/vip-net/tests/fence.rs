@@ -174,7 +174,7 @@ fn a_vlan_on_a_fenced_interface_is_judged(kind: FenceKind) {
     between_two_fenced_hosts(kind, |world| {
         let vlan: Vec<&str> = "link add link vip0 name vlan7 type vlan id 7".split(' ').collect();
         if !Command::new("ip").args(vlan).status().is_ok_and(|status| status.success()) {
-            return eprintln!("SKIPPED: no VLANs here (CONFIG_VLAN_8021Q); nothing was tested");
+            return tell_skipped("no VLANs here (CONFIG_VLAN_8021Q)");
         }
         ip("link set vlan7 up");
         ip(&format!("addr add {VIP4}/32 dev vlan7"));
@@ -216,7 +216,7 @@ fn what_the_other_kind_left_is_taken_over(kind: FenceKind) {
         let other = if kind == FenceKind::Bpf { FenceKind::Nftables } else { FenceKind::Bpf };
         let first = match Fence::open(other, &world.pin_root) {
             Ok(first) => first,
-            Err(error) => return eprintln!("SKIPPED: no fence of kind {other}; nothing was tested: {error}"),
+            Err(error) => return tell_skipped(&format!("no fence of kind {other}: {error}")),
         };
         add_vips();
         first.know(&vips()).unwrap();

@@ -1,6 +1,6 @@
 //! Events for changes that `ip` and `tc` make.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)] // tests: a panic is the verdict, and skipping is loud
+#![allow(clippy::unwrap_used)] // tests: a panic is the verdict
 
 mod common;
 

@@ -747,3 +747,77 @@ async fn register_stores(core: Arc<Core>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{LazyLock, Mutex};
+    use std::time::Instant;
+
+    use vip_core::BootInstant;
+
+    use super::*;
+
+    const LEASE: LeaseTiming =
+        LeaseTiming { lease: Duration::from_millis(500), clock_drift_ppm: 1000, queue_time: Duration::from_millis(5) };
+
+    fn now() -> BootInstant {
+        static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BootInstant::ZERO + Duration::from_secs(1000) + BEGIN.elapsed()
+    }
+
+    /// A kernel that may end a lease late, and how much of a lease it was ever given.
+    #[derive(Default)]
+    struct LateKernel {
+        left: Mutex<Vec<Duration>>,
+    }
+
+    const SLACK: Duration = Duration::from_millis(100);
+
+    impl LeaseSink for LateKernel {
+        fn arm(&self, deadline: BootInstant) -> std::io::Result<()> {
+            self.left.lock().unwrap().push(deadline.saturating_duration_since(now()));
+            Ok(())
+        }
+
+        fn disarm(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn slack(&self) -> Duration {
+            SLACK
+        }
+
+        fn renewed(&self, _: Leadership, _: Result<BootInstant, std::io::Error>) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_kernel_that_ends_leases_late_is_given_that_much_less() {
+        let dir = tempfile::tempdir().unwrap();
+        let member = PeerNode { name: "n1".to_owned(), address: "127.0.0.1:9".to_owned() };
+        let config = NodeConfig {
+            cluster: "web".parse().unwrap(),
+            me: NodeId(1),
+            heartbeat: Duration::from_millis(50),
+            lease: LEASE,
+            election: ElectionTiming::for_lease(LEASE.lease),
+            initial_members: BTreeMap::from([(NodeId(1), member)]),
+            request_timeout: Duration::from_secs(5),
+        };
+        let kernel = Arc::new(LateKernel::default());
+        let node =
+            RaftNode::start(dir.path(), config, now, Arc::clone(&kernel) as _, Arc::new(|error| panic!("{error}")));
+        let node = node.await.unwrap();
+        let mut reign = node.reign();
+        let reign = *reign.wait_for(|reign| reign.is_some_and(|reign| reign.ready)).await.unwrap();
+        node.handle().lease().enable(reign.unwrap().leadership);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while kernel.left.lock().unwrap().len() < 5 {
+            assert!(Instant::now() < deadline, "the lease is not renewed");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let longest = kernel.left.lock().unwrap().iter().max().copied().unwrap();
+        let most = LEASE.lease - LEASE.margin() - SLACK;
+        assert!(longest <= most, "{longest:?} of a lease, and no more than {most:?} are safe");
+        node.shutdown().await;
+    }
+}

@@ -2,7 +2,7 @@
 // All of this is test code; clippy.toml's exception only knows functions that are marked as tests.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
@@ -717,7 +717,7 @@ fn on_tiny_disk(size: &str, body: impl FnOnce(&Path) + Send + 'static) {
     let size = format!("size={size}");
     let thread = std::thread::spawn(move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNS) {
-            println!("SKIPPED: a mount namespace of its own needs root: {error}");
+            let _ = writeln!(io::stderr(), "\nSKIPPED: a mount namespace of its own needs root: {error}");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! The fence of nftables, and how a node comes to it. The kernel's tick costs more of the lease, never a second holder.
 
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -103,10 +104,7 @@ fn without_the_privilege_for_bpf_a_whole_cluster_takes_nftables_by_itself() -> T
         if !unshared([OsStr::new("true")]).status().context("start unshare")?.success() {
             let required = std::env::var_os("VIPD_TEST_REQUIRE_ROOT").is_some();
             assert!(!required, "VIPD_TEST_REQUIRE_ROOT is set, and this process may not make user namespaces");
-            #[allow(clippy::print_stderr, reason = "a skipped test must be heard")]
-            {
-                eprintln!("SKIPPED: no user namespaces here; nothing was tested");
-            }
+            let _ = writeln!(std::io::stderr(), "\nSKIPPED: no user namespaces here; nothing was tested");
             return Ok(());
         }
         // `ip netns` wants a directory of its own.

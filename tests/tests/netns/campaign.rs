@@ -166,7 +166,7 @@ impl Run {
         }
         if let Some(why) = &record.skipped {
             // Not by println!, which cargo keeps to itself where a test passes.
-            writeln!(std::io::stderr(), "SKIPPED: {}: {why}; nothing was tested", case.name)?;
+            writeln!(std::io::stderr(), "\nSKIPPED: {}: {why}; nothing was tested", case.name)?;
         }
         if record.slow || !record.problems.is_empty() {
             self.keep_logs(cluster)?;

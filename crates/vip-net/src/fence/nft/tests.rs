@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // tests: a panic is the verdict, and skipping is loud
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::Command;
 use std::thread;
@@ -27,7 +28,7 @@ fn in_a_namespace(test: impl FnOnce(Host) + Send + 'static) {
         if unshare(CloneFlags::CLONE_NEWNET).is_err() {
             let required = std::env::var("VIPD_TEST_REQUIRE_ROOT").is_ok_and(|value| value == "1");
             assert!(!required, "VIPD_TEST_REQUIRE_ROOT=1, but there are no network namespaces");
-            eprintln!("SKIPPED: needs CAP_SYS_ADMIN, or unshare -Urn; nothing was tested");
+            let _ = writeln!(std::io::stderr(), "\nSKIPPED: needs CAP_SYS_ADMIN, or unshare -Urn; nothing was tested");
             return;
         }
         ip("link add vip0 type veth peer name peer0");
@@ -201,7 +202,10 @@ fn a_table_with_an_owner_is_nobody_elses() {
     in_a_namespace(|mut host| {
         let fence = host.fence(WHOLE);
         if !fence.state().form.owned {
-            eprintln!("SKIPPED: no tables with an owner that persist (Linux 6.9); nothing was tested");
+            let _ = writeln!(
+                std::io::stderr(),
+                "\nSKIPPED: no tables with an owner that persist (Linux 6.9); nothing was tested"
+            );
             return;
         }
         assert!(nft("flush ruleset"), "which passes by what belongs to others");
