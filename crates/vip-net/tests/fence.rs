@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{SILENCE, Wire, World, between_two_fenced_hosts, filters_of, ip, run, wire};
+use common::{SILENCE, Wire, World, between_two_fenced_hosts, filters_of, ip, run, tell_skipped, wire};
 use vip_net::announce::{Announced, Announcer};
 use vip_net::clock::boot_now;
 use vip_net::fence::{Fence, FenceError, FenceKind, Gate, LeaseSlot};
