@@ -1,7 +1,6 @@
 //! Proves the observer itself, with addresses set by hand instead of a daemon: what it must see it sees, and what is
 //! not there it does not see. Needs root.
 
-
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;

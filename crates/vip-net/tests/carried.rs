@@ -12,7 +12,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::{Answers, Elsewhere, SILENCE, World, between_two_fenced_hosts, ip, run, wire};
+use common::{Answers, Elsewhere, SILENCE, World, between_two_fenced_hosts, ip, run, tell_skipped, wire};
 use vip_net::clock::boot_now;
 use vip_net::fence::{Fence, FenceKind, LeaseSlot};
 use vip_net::link::ethernet_interfaces;

@@ -210,8 +210,6 @@ fn connect(address: &str, lease: Duration) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(format!("{address} is no peer address: {error}")))?;
     Ok(endpoint
-        // TCP repeats a lost first frame after a second; it is better to begin anew.
-        .connect_timeout((lease / 4).clamp(Duration::from_millis(100), Duration::from_millis(250)))
         // A peer that vanished without a word is noticed, and its connection freed, even where nothing is being sent.
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))

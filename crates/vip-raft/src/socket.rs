@@ -12,7 +12,8 @@ use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 
 /// Linux 6.15, include/uapi/linux/tcp.h; newer than the constants of libc.
 const TCP_RTO_MIN_US: libc::c_int = 45;
@@ -44,48 +45,51 @@ sockopt_impl!(
     bool
 );
 
-/// What the kernel does unasked, and the most that it takes.
+/// What the kernel does unasked, and the most that it takes to repeat.
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// The kernel takes no less than two ticks: 20 ms where it ticks a hundred times a second.
-const LEAST_ANYWHERE: Duration = Duration::from_millis(20);
-
-/// Makes a socket repeat what was lost several times within `lease`. What a listener is told holds for the connections that
-/// it accepts.
-///
-/// A kernel before 6.15 knows only to repeat at even intervals, of 200 ms and more.
-///
-/// # Errors
-///
-/// Where `socket` is no TCP socket.
-pub fn repeat_within(socket: &impl AsFd, lease: Duration) -> io::Result<()> {
-    setsockopt(socket, RepeatEvenly, &true)?;
-    let after = (lease / 20).max(Duration::from_millis(10));
-    let told = match repeat_after(socket, after) {
-        Err(Errno::EINVAL) => repeat_after(socket, LEAST_ANYWHERE.max(after)),
+/// Makes a socket repeat what was lost several times within `lease`, as far as the kernel can: before Linux 6.15 only at even
+/// intervals of 200 ms and more. What a listener is told holds for the connections that it accepts.
+pub fn repeat_within(socket: &impl AsFd, lease: Duration) {
+    let after = (lease / 20).clamp(Duration::from_millis(10), LONGEST);
+    let told = setsockopt(socket, RepeatEvenly, &true).and_then(|()| match repeat_after(socket, after, after / 2) {
+        // It takes no less than two ticks for each, which are 20 ms where it ticks a hundred times a second.
+        Err(Errno::EINVAL) => repeat_after(socket, Duration::from_millis(30), Duration::from_millis(20)),
         told => told,
-    };
-    match told {
-        Err(Errno::ENOPROTOOPT) => Ok(()),
-        told => Ok(told?),
+    });
+    // Nothing depends on it as long as nothing is lost.
+    if let Err(error) = told {
+        tracing::debug!(%error, "the kernel does not repeat lost segments within a lease");
     }
 }
 
-/// An acknowledgement must not wait as long as that, else everything is sent twice.
-fn repeat_after(socket: &impl AsFd, time: Duration) -> nix::Result<()> {
+/// An acknowledgement must not wait as long as the other end waits before it repeats, else everything is sent twice.
+fn repeat_after(socket: &impl AsFd, repeat: Duration, acknowledge: Duration) -> nix::Result<()> {
     let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-    let time = time.min(LONGEST);
-    setsockopt(socket, RepeatAfter, &micros(time))?;
-    setsockopt(socket, AcknowledgeAfter, &micros(time / 2))
+    setsockopt(socket, RepeatAfter, &micros(repeat))?;
+    setsockopt(socket, AcknowledgeAfter, &micros(acknowledge))
 }
 
-/// Connects to the host and port of `uri`.
+/// How long resolving a name may take; what the network says of a connection is known sooner.
+const RESOLVE: Duration = Duration::from_secs(2);
+
+/// Connects to the host and port of `uri`: to the first of its addresses that answers within a part of the lease. TCP itself
+/// would repeat a lost first frame after a second; it is better to begin anew.
 pub(crate) async fn connect(uri: Uri, lease: Duration) -> io::Result<TokioIo<TcpStream>> {
     let authority = uri.authority().ok_or_else(|| io::Error::other(format!("{uri} names no host")))?;
-    let stream = TcpStream::connect(authority.as_str()).await?;
-    stream.set_nodelay(true)?;
-    repeat_within(&stream, lease)?;
-    Ok(TokioIo::new(stream))
+    let limit = (lease / 4).clamp(Duration::from_millis(100), Duration::from_millis(250));
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, format!("{authority} has no address"));
+    for address in timeout(RESOLVE, lookup_host(authority.as_str())).await?? {
+        match timeout(limit, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into())) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                repeat_within(&stream, lease);
+                return Ok(TokioIo::new(stream));
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 #[cfg(test)]
@@ -98,7 +102,7 @@ mod tests {
     /// The values of both ends of a connection, or `None` where the kernel is older than them.
     async fn both_ends(lease: Duration) -> Option<[(u32, u32, bool); 2]> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        repeat_within(&listener, lease).unwrap();
+        repeat_within(&listener, lease);
         let uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (client, server) = tokio::join!(connect(uri, lease), listener.accept());
         let (client, server) = (client.unwrap().into_inner(), server.unwrap().0);
@@ -128,5 +132,17 @@ mod tests {
     async fn a_long_lease_asks_for_no_more_than_the_kernel_does_by_itself() {
         let Some(ends) = both_ends(Duration::from_secs(60)).await else { return };
         assert_eq!(ends, [(200_000, 100_000, true); 2]);
+    }
+
+    #[tokio::test]
+    async fn a_name_whose_first_address_is_silent_is_reached_by_another() {
+        // "localhost" has an IPv6 address first on most hosts, where nobody listens here.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let uri = |host: &str| format!("http://{host}:{port}").parse().unwrap();
+        assert!(connect(uri("localhost"), Duration::from_millis(500)).await.is_ok());
+        drop(listener);
+        let refused = connect(uri("localhost"), Duration::from_millis(500)).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

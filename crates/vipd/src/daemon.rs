@@ -213,7 +213,7 @@ struct Listeners {
 impl Listeners {
     async fn bind(config: &Config) -> anyhow::Result<Self> {
         let peers = listen::tcp(config.peer_listen, "the peers (peer.listen)").await?;
-        vip_raft::repeat_within(&peers, config.lease.lease).context("cannot set up the listener for the peers")?;
+        vip_raft::repeat_within(&peers, config.lease.lease);
         let api = match config.api_listen {
             Some(address) => Some(listen::tcp(address, "the API (api.listen)").await?),
             None => None,
