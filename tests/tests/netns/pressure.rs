@@ -153,7 +153,7 @@ fn lossy(trial: &mut Trial<'_>, percent: u8) -> Result<End> {
 fn delayed(trial: &mut Trial<'_>, args: &[&str]) -> Result<End> {
     for host in trial.nodes() {
         if let Err(error) = trial.network().hold_up(host, args) {
-            return Ok(End::Skipped(format!("no delays without sch_netem: {error:#}")));
+            return Ok(End::Skipped(format!("this kernel has no sch_netem: {error:#}")));
         }
     }
     trial.sleep(2000..3000);

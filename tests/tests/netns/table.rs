@@ -74,7 +74,9 @@ fn row(case: &Case, lines: &[&Line]) -> String {
     let made: Vec<_> = lines.iter().filter(|line| line.skipped.is_none()).collect();
     if made.is_empty() {
         let why = lines.first().and_then(|line| line.skipped.as_deref()).unwrap_or_default();
-        return format!("| {} | skipped: {} | 0 | | | | |\n", case.name, why.lines().next().unwrap_or_default());
+        // The reason, without what the kernel said.
+        let why = why.split(": ").next().unwrap_or_default();
+        return format!("| {} | skipped: {why} | 0 | | | | |\n", case.name);
     }
     let mut expected: Vec<&str> = made.iter().map(|line| line.expected.as_str()).collect();
     expected.sort_unstable();
