@@ -240,7 +240,8 @@ impl Listeners {
         );
         let routes = api::router(Arc::clone(&backend), api::Limits::default())?;
         if let Some(http) = self.http {
-            tasks.spawn(ends("HTTP", http::serve(http, backend, mailbox)));
+            let ended = http::start(http, backend, mailbox).context("HTTP cannot be served")?;
+            tasks.spawn(ends("HTTP", ended));
         }
         if let Some(tcp) = self.api {
             let server = server().add_routes(routes.clone());
@@ -470,11 +471,13 @@ fn without_delay(listener: TcpListener) -> TcpIncoming {
 async fn watchdog(mailbox: Arc<Mailbox>) {
     let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut interval = tokio::time::interval(period / 3);
+    let mut asked = mailbox.ask();
     loop {
         interval.tick().await;
-        if mailbox.ping() {
+        if mailbox.answered(asked) {
             notify(sd_notify::NotifyState::Watchdog);
         }
+        asked = mailbox.ask();
     }
 }
 

@@ -78,26 +78,27 @@ impl Mailbox {
         });
     }
 
-    /// Asks for a sign of life; returns whether the last question was answered.
-    pub(crate) fn ping(&self) -> bool {
-        let mut alive = false;
+    /// Asks for a sign of life; returns the number of the question, for [`Self::answered`].
+    pub(crate) fn ask(&self) -> u64 {
+        let mut asked = 0;
         self.put(|waiting| {
-            alive = waiting.pings == waiting.pongs;
             waiting.pings = waiting.pongs + 1;
+            asked = waiting.pings;
         });
-        alive
+        asked
+    }
+
+    /// Whether a question was answered, whoever else has asked since.
+    pub(crate) fn answered(&self, question: u64) -> bool {
+        self.lock().pongs >= question
     }
 
     /// Asks for a sign of life and waits for it; returns whether it came within `patience`.
     pub(crate) async fn answers(&self, patience: Duration) -> bool {
         const PACE: Duration = Duration::from_millis(2);
         let deadline = tokio::time::Instant::now() + patience;
-        let mut asked = 0;
-        self.put(|waiting| {
-            waiting.pings = waiting.pongs + 1;
-            asked = waiting.pings;
-        });
-        while self.lock().pongs < asked {
+        let asked = self.ask();
+        while !self.answered(asked) {
             if tokio::time::Instant::now() >= deadline {
                 return false;
             }
@@ -153,12 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_is_answered_by_taking() {
+    fn a_question_is_answered_by_taking_and_stays_so() {
         let mailbox = Mailbox::default();
-        assert!(mailbox.ping());
-        assert!(!mailbox.ping(), "nobody took anything since");
+        let watchdog = mailbox.ask();
+        assert!(!mailbox.answered(watchdog), "nobody took anything since");
         assert!(mailbox.take(Some(Duration::ZERO)).is_empty());
-        assert!(mailbox.ping());
+        assert!(mailbox.answered(watchdog));
+        let probe = mailbox.ask();
+        assert!(mailbox.answered(watchdog) && !mailbox.answered(probe), "another asks, and takes nothing back");
     }
 
     #[test]

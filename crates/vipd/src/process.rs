@@ -2,7 +2,8 @@
 
 use rustix::mm::{MlockAllFlags, mlockall};
 use thread_priority::unix::{
-    RealtimeThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+    NormalThreadSchedulePolicy, RealtimeThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
 };
 use thread_priority::{ThreadPriority, ThreadPriorityValue};
 
@@ -28,6 +29,16 @@ pub(crate) fn realtime(priority: u8) -> Result<(), String> {
     .map_err(|error| {
         format!("real-time priority {priority} was refused ({error}); give CAP_SYS_NICE or set process.realtime_priority = 0")
     })
+}
+
+/// Puts this thread back among all others, for what strangers may keep busy.
+pub(crate) fn ordinary() {
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other);
+    // What the library makes a niceness of 0: it counts from 0, which is 19, to 99, which is -20.
+    if let Ok(value) = ThreadPriorityValue::try_from(48) {
+        // Of one who was made nicer at the start the policy is set all the same, before this is refused.
+        let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Crossplatform(value), policy);
+    }
 }
 
 /// Keeps every page that is used once in memory, so that no lease waits for a disk.

@@ -1,7 +1,7 @@
 //! A node that is its own cluster, and a server for it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub(crate) struct Fake {
     pub(crate) failure: Mutex<Option<BackendError>>,
     /// Proposals and barriers never return.
     pub(crate) hangs: AtomicBool,
+    /// How often somebody asked how new the state is.
+    pub(crate) barriers: AtomicU64,
     pub(crate) holders: Mutex<BTreeMap<vip_core::VipName, HolderState>>,
 }
 
@@ -50,6 +52,7 @@ impl Fake {
             state: watch::Sender::new(Arc::new(state)),
             failure: Mutex::default(),
             hangs: AtomicBool::new(false),
+            barriers: AtomicU64::new(0),
             holders: Mutex::default(),
         })
     }
@@ -105,6 +108,7 @@ impl Backend for Fake {
     }
 
     async fn read_barrier(&self, consistency: Consistency) -> Result<(), BackendError> {
+        self.barriers.fetch_add(1, Ordering::Relaxed);
         if consistency == Consistency::Local { Ok(()) } else { self.obstacle().await }
     }
 
