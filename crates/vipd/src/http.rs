@@ -127,7 +127,8 @@ impl Shared {
 struct Asked<B> {
     backend: Arc<B>,
     mailbox: Arc<Mailbox>,
-    /// Where the daemon's own work is done: a connection to a peer that a question opens must not live here.
+    /// Where the daemon's own work is done: a connection to a peer that a question opens must not live here, and a lock that
+    /// the agent wants must not be held by a thread that waits for its turn behind others.
     daemon: Handle,
     life: Shared,
     leader: Shared,
@@ -172,9 +173,11 @@ impl<B: Backend> Asked<B> {
 
     /// Whether the agent's loop goes on, or why it is taken for stuck.
     async fn lives(&self) -> Result<(), String> {
+        let mailbox = Arc::clone(&self.mailbox);
+        let asking = async move { mailbox.answers(PATIENCE).await };
         self.life
             .get(async {
-                if self.mailbox.answers(PATIENCE).await {
+                if matches!(self.daemon.spawn(asking).await, Ok(true)) {
                     return Ok(());
                 }
                 Err(format!("the agent, which acts for the VIPs, gave no sign of life within {PATIENCE:?}"))
