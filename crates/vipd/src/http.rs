@@ -1,13 +1,13 @@
 //! `GET /live` and `GET /ready` over HTTP/1.1, for supervisors and load balancers. Nothing else is served.
 //!
 //! Whoever asks may be anybody, slow, or many: a connection is one answer, has little time, and there are few at once. They
-//! have a thread of their own at ordinary priority; what they ask of the rest of the daemon is asked for all of them at
-//! once, ten times a second at most.
+//! are served by a thread of their own, at ordinary priority; what they cost the threads that hold the VIPs is one question at a
+//! time to the agent and to Raft, ten times a second at most.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -15,15 +15,15 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use vip_api::Consistency;
 
 use crate::api::{Backend, BackendError};
@@ -36,7 +36,10 @@ const PATIENCE: Duration = Duration::from_millis(900);
 /// How long an answer is good for others, too.
 const REUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection may last, most of it for a client that is slow to ask or to read.
+/// How long a client may take to ask.
+const REQUEST: Duration = Duration::from_millis(500);
+
+/// How long a connection may last, most of it for a client that is slow to read.
 const CONNECTION: Duration = Duration::from_secs(2);
 
 /// How many connections there are at once; with one more the oldest ends. Each costs a file descriptor, which the peers need.
@@ -45,7 +48,7 @@ const CONNECTIONS: usize = 32;
 /// What a request may take in memory: the least that the library takes, far more than a probe sends.
 const REQUEST_BYTES: usize = 8192;
 
-/// Answers for ever, in a thread of its own. What is returned waits for the end of that.
+/// Answers for ever, in a thread of its own, which ends when what is returned is dropped.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -54,31 +57,44 @@ pub(crate) fn start<B: Backend>(
     backend: Arc<B>,
     mailbox: Arc<Mailbox>,
 ) -> io::Result<impl Future<Output = ()> + use<B>> {
-    let daemon = Handle::current();
+    let (life, life_asked) = Question::new();
+    let (leader, leader_asked) = Question::new();
     let listener = listener.into_std()?;
-    let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
-    let (alive, ended) = oneshot::channel::<()>();
-    std::thread::Builder::new().name("vipd-http".to_owned()).spawn(move || {
-        let _alive = alive;
+    let (alive, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("vipd-http".to_owned());
+    thread.spawn(move || {
         process::ordinary();
-        runtime.block_on(async {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => serve(listener, Asked::new(backend, mailbox, daemon)).await,
-                Err(error) => tracing::error!(%error, "http.listen cannot be used"),
-            }
-        });
+        if let Err(error) = run(listener, Asked { life, leader }, alive) {
+            tracing::error!(%error, "http.listen cannot be used");
+        }
     })?;
     Ok(async move {
-        // It says nothing; it is dropped.
-        let _ = ended.await;
+        tokio::select! {
+            _ = ended => {}
+            () = answer_each(life_asked, || agent_lives(&mailbox)) => {}
+            () = answer_each(leader_asked, || reached_leader(&*backend)) => {}
+        }
     })
 }
 
-async fn serve<B: Backend>(listener: TcpListener, asked: Asked<B>) {
+fn run(listener: std::net::TcpListener, asked: Asked, mut daemon: oneshot::Sender<()>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::select! {
+            () = serve(listener, asked) => {}
+            () = daemon.closed() => {}
+        }
+        Ok(())
+    })
+}
+
+async fn serve(listener: TcpListener, asked: Asked) {
     let router = router(asked);
-    // Dropped with this task, and the connections with it.
-    let mut connections = JoinSet::new();
-    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(REQUEST).keep_alive(false).max_buf_size(REQUEST_BYTES);
+    // The oldest first.
+    let mut connections = VecDeque::<AbortHandle>::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -89,73 +105,106 @@ async fn serve<B: Backend>(listener: TcpListener, asked: Asked<B>) {
                 continue;
             }
         };
-        while connections.try_join_next().is_some() {}
-        by_age.retain(|connection| !connection.is_finished());
-        if by_age.len() >= CONNECTIONS
-            && let Some(oldest) = by_age.pop_front()
+        connections.retain(|connection| !connection.is_finished());
+        // Probes are answered within milliseconds: it is one that asks slowly, or not at all.
+        if connections.len() >= CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
         {
             oldest.abort();
         }
-        let service = TowerToHyperService::new(router.clone());
-        by_age.push_back(connections.spawn(async move {
-            let mut server = http1::Builder::new();
-            server.keep_alive(false).max_buf_size(REQUEST_BYTES);
-            // Broken off, malformed or too slow: that is for the client to know.
-            let _ = tokio::time::timeout(CONNECTION, server.serve_connection(TokioIo::new(stream), service)).await;
-        }));
+        let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        // Broken off, malformed or too slow: that is for the client to know.
+        let connection = tokio::spawn(async move { drop(tokio::time::timeout(CONNECTION, connection).await) });
+        connections.push_back(connection.abort_handle());
+        // Each may ask before the next one, of many that wait, could end it.
+        tokio::task::yield_now().await;
     }
 }
 
-/// An answer for all who ask within [`REUSE`]; while it is being found the others wait for it.
-struct Shared(Mutex<Option<(Instant, Result<(), String>)>>);
+/// What can be asked.
+struct Asked {
+    /// Whether the agent's loop goes on.
+    life: Question<()>,
+    /// Who leads, if this node reaches a leader that holds a lease of a majority now.
+    leader: Question<Option<u64>>,
+}
 
-impl Shared {
-    async fn get(&self, find: impl Future<Output = Result<(), String>>) -> Result<(), String> {
-        let mut last = self.0.lock().await;
-        if let Some((found, answer)) = &*last
-            && found.elapsed() < REUSE
-        {
-            return answer.clone();
-        }
-        let answer = find.await;
-        *last = Some((Instant::now(), answer.clone()));
+/// An answer, or why there is none that is good.
+type Answer<T> = Result<T, String>;
+
+/// What waits on the daemon's side for an answer.
+type Asking<T> = mpsc::UnboundedReceiver<oneshot::Sender<Answer<T>>>;
+
+/// An answer that many wait for, and when it came.
+type Awaited<T> = Shared<BoxFuture<'static, (Instant, Answer<T>)>>;
+
+/// A question of which one is on its way to the daemon at most, and none while the last answer is fresh.
+///
+/// By channels: no thread of the daemon may wait for a lock that a thread at ordinary priority holds, and a connection to a
+/// peer that a question opens must not live in that thread.
+struct Question<T> {
+    way: mpsc::UnboundedSender<oneshot::Sender<Answer<T>>>,
+    last: Mutex<Option<Awaited<T>>>,
+}
+
+impl<T: Clone + Send + Sync + 'static> Question<T> {
+    fn new() -> (Self, Asking<T>) {
+        let (way, asking) = mpsc::unbounded_channel();
+        (Self { way, last: Mutex::default() }, asking)
+    }
+
+    async fn answer(&self) -> Answer<T> {
+        let answer = {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*last {
+                Some(answer) if answer.peek().is_none_or(|(came, _)| came.elapsed() < REUSE) => answer.clone(),
+                Some(_) | None => last.insert(self.ask()).clone(),
+            }
+        };
+        answer.await.1
+    }
+
+    fn ask(&self) -> Awaited<T> {
+        let (asking, answer) = oneshot::channel();
+        // Where nobody is there any more, the answer says so.
+        let _ = self.way.send(asking);
+        let answer = async move {
+            let answer = answer.await.unwrap_or_else(|_| Err("this node stops".to_owned()));
+            (Instant::now(), answer)
+        };
+        let answer = answer.boxed().shared();
+        // To its end, whoever of those who wait for it goes.
+        tokio::spawn(answer.clone());
         answer
     }
 }
 
-/// Who knows the answers.
-struct Asked<B> {
-    backend: Arc<B>,
-    mailbox: Arc<Mailbox>,
-    /// Where the daemon's own work is done: a connection to a peer that a question opens must not live here, and a lock that
-    /// the agent wants must not be held by a thread that waits for its turn behind others.
-    daemon: Handle,
-    life: Shared,
-    leader: Shared,
+/// The daemon's side of a question.
+async fn answer_each<T, F: Future<Output = Answer<T>>>(mut asking: Asking<T>, find: impl Fn() -> F) {
+    while let Some(asking) = asking.recv().await {
+        let _ = asking.send(find().await);
+    }
 }
 
-fn router<B: Backend>(asked: Asked<B>) -> Router {
+fn router(asked: Asked) -> Router {
     Router::new()
-        .route("/live", get(live::<B>))
-        .route("/ready", get(ready::<B>))
+        .route("/live", get(live))
+        .route("/ready", get(ready))
         .fallback(async || answer(StatusCode::NOT_FOUND, &json!({ "reason": "there are /live and /ready" })))
         .with_state(Arc::new(asked))
 }
 
-async fn live<B: Backend>(State(asked): State<Arc<Asked<B>>>) -> Response {
-    match asked.lives().await {
+async fn live(State(asked): State<Arc<Asked>>) -> Response {
+    match asked.life.answer().await {
         Ok(()) => answer(StatusCode::OK, &json!({ "live": true })),
         Err(reason) => answer(StatusCode::SERVICE_UNAVAILABLE, &json!({ "live": false, "reason": reason })),
     }
 }
 
-async fn ready<B: Backend>(State(asked): State<Arc<Asked<B>>>) -> Response {
-    let both = tokio::join!(asked.lives(), asked.has_leader());
-    match both.0.and(both.1) {
-        Ok(()) => {
-            let leader = asked.backend.state().borrow().leader;
-            answer(StatusCode::OK, &json!({ "ready": true, "leader": leader.map(|leader| leader.0) }))
-        }
+async fn ready(State(asked): State<Arc<Asked>>) -> Response {
+    let (life, leader) = tokio::join!(asked.life.answer(), asked.leader.answer());
+    match life.and(leader) {
+        Ok(leader) => answer(StatusCode::OK, &json!({ "ready": true, "leader": leader })),
         Err(reason) => answer(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason })),
     }
 }
@@ -165,47 +214,26 @@ fn answer(status: StatusCode, body: &Value) -> Response {
     (status, headers, format!("{body}\n")).into_response()
 }
 
-impl<B: Backend> Asked<B> {
-    fn new(backend: Arc<B>, mailbox: Arc<Mailbox>, daemon: Handle) -> Self {
-        let shared = || Shared(Mutex::new(None));
-        Self { backend, mailbox, daemon, life: shared(), leader: shared() }
+async fn agent_lives(mailbox: &Mailbox) -> Answer<()> {
+    if mailbox.answers(PATIENCE).await {
+        return Ok(());
     }
+    Err(format!("the agent, which acts for the VIPs, gave no sign of life within {PATIENCE:?}"))
+}
 
-    /// Whether the agent's loop goes on, or why it is taken for stuck.
-    async fn lives(&self) -> Result<(), String> {
-        let mailbox = Arc::clone(&self.mailbox);
-        let asking = async move { mailbox.answers(PATIENCE).await };
-        self.life
-            .get(async {
-                if matches!(self.daemon.spawn(asking).await, Ok(true)) {
-                    return Ok(());
-                }
-                Err(format!("the agent, which acts for the VIPs, gave no sign of life within {PATIENCE:?}"))
-            })
-            .await
-    }
-
-    /// Whether this node reaches a leader that holds a lease of a majority now, or why not. That this node knows of a leader
-    /// would not do: a leader without a majority knows itself.
-    async fn has_leader(&self) -> Result<(), String> {
-        let backend = Arc::clone(&self.backend);
-        let read = async move { tokio::time::timeout(PATIENCE, backend.read_barrier(Consistency::Lease)).await };
-        self.leader
-            .get(async {
-                let error = match self.daemon.spawn(read).await {
-                    Ok(Ok(Ok(()))) => return Ok(()),
-                    Ok(Ok(Err(error))) => error,
-                    Ok(Err(_)) => BackendError::Timeout,
-                    Err(error) => BackendError::Internal(error.to_string()),
-                };
-                Err(match error {
-                    BackendError::Timeout => format!("no leader with a quorum answered within {PATIENCE:?}"),
-                    BackendError::NotReady => "this node starts, stops, or is not in the cluster".to_owned(),
-                    BackendError::NoLeader { .. } | BackendError::Internal(_) => error.to_string(),
-                })
-            })
-            .await
-    }
+/// That this node knows of a leader would not do: a leader without a majority knows itself.
+async fn reached_leader<B: Backend>(backend: &B) -> Answer<Option<u64>> {
+    let read = backend.read_barrier(Consistency::Lease);
+    let error = match tokio::time::timeout(PATIENCE, read).await {
+        Ok(Ok(())) => return Ok(backend.state().borrow().leader.map(|leader| leader.0)),
+        Ok(Err(error)) => error,
+        Err(_) => BackendError::Timeout,
+    };
+    Err(match error {
+        BackendError::Timeout => format!("no leader with a quorum answered within {PATIENCE:?}"),
+        BackendError::NotReady => "this node starts, stops, or is not in the cluster".to_owned(),
+        BackendError::NoLeader { .. } | BackendError::Internal(_) => error.to_string(),
+    })
 }
 
 #[cfg(test)]

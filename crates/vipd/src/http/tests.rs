@@ -23,7 +23,7 @@ impl Probed {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (fake, mailbox) = (Fake::new(), Arc::new(Mailbox::default()));
         let address = listener.local_addr().unwrap();
-        drop(tokio::spawn(start(listener, Arc::clone(&fake), Arc::clone(&mailbox)).unwrap()));
+        tokio::spawn(start(listener, Arc::clone(&fake), Arc::clone(&mailbox)).unwrap());
         Self { fake, mailbox, address }
     }
 
@@ -146,12 +146,35 @@ async fn clients_that_say_nothing_do_not_keep_others_out() {
 async fn many_who_ask_at_once_are_one_question() {
     let probed = Probed::start().await;
     probed.wake_agent();
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     for _ in 0..50 {
         let (head, _) = probed.send("GET /ready HTTP/1.1\r\nHost: vipd\r\n\r\n").await;
         assert!(head.starts_with("http/1.1 200"), "{head}");
     }
+    // Those who do not wait for the answer cost no more.
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(probed.address).await.unwrap();
+        stream.write_all(b"GET /ready HTTP/1.1\r\nHost: vipd\r\n\r\n").await.unwrap();
+    }
+    tokio::time::sleep(REUSE / 2).await;
     let most = 2 + begin.elapsed().as_millis() / REUSE.as_millis();
     let asked = probed.fake.barriers.load(Ordering::Relaxed);
     assert!(u128::from(asked) <= most, "{asked} questions in {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn it_ends_with_the_daemon_and_lets_go_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (fake, mailbox) = (Fake::new(), Arc::new(Mailbox::default()));
+    let address = listener.local_addr().unwrap();
+    let served = tokio::spawn(start(listener, Arc::clone(&fake), mailbox).unwrap());
+    TcpStream::connect(address).await.unwrap();
+    served.abort();
+    assert!(served.await.unwrap_err().is_cancelled());
+    assert_eq!(Arc::strong_count(&fake), 1);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while TcpStream::connect(address).await.is_ok() {
+        assert!(Instant::now() < deadline, "it still listens");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
