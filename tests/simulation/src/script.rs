@@ -30,6 +30,18 @@ impl Script {
         script
     }
 
+    /// The same of three nodes: with the leader, and the others.
+    ///
+    /// # Panics
+    /// When nobody serves.
+    #[must_use]
+    pub fn serving_three(plan: Plan, without: &[Omission]) -> (Self, usize, usize, usize) {
+        let script = Self::serving(plan, without);
+        let (leader, others) = (script.leader(), script.others());
+        assert!(script.serves(leader), "nobody serves at first");
+        (script, leader, others[0], others[1])
+    }
+
     /// Lets time pass.
     pub fn pass_ms(&mut self, ms: u64) {
         let end = self.world.now + ms * MS;

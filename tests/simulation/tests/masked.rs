@@ -26,12 +26,8 @@ fn plan() -> Plan {
     })
 }
 
-/// The leader, and the others.
 fn serving(without: &[Omission]) -> (Script, usize, usize, usize) {
-    let script = Script::serving(plan(), without);
-    let (leader, others) = (script.leader(), script.others());
-    assert!(script.serves(leader), "nobody serves at first");
-    (script, leader, others[0], others[1])
+    Script::serving_three(plan(), without)
 }
 
 #[track_caller]
